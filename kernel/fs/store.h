@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The metadata of one store: what is done to the bytes that format.h defines.
+ *
+ * This part knows nothing of the VFS. It also compiles in user space
+ * (kernel/tests), where every store to the range is recorded, so that a crash
+ * between any two of them can be replayed.
+ *
+ *   store.c   open, make, commit of one step, repair of what a crash left
+ *   space.c   free blocks and free slots (derived, never stored)
+ *   extent.c  the extents of one file
+ *   node.c    files, directories and symlinks: create, remove, rename, resize
+ */
+#ifndef PKERNFS_STORE_H
+#define PKERNFS_STORE_H
+
+#include <linux/rbtree.h>
+#include <linux/types.h>
+
+#include "../format.h"
+
+struct pkernfs_store;
+
+/*
+ * The range of memory behind a store. Metadata blocks stay mapped as long as
+ * the store is open; data blocks only for the duration of one call.
+ */
+struct pkernfs_backing {
+	u64 base;		/* physical address of block 0 */
+	u32 nr_blocks;
+	void *(*map_meta)(struct pkernfs_backing *b, u32 block);	/* NULL: no memory */
+	void (*unmap_meta)(struct pkernfs_backing *b, u32 block, void *addr);
+	int (*zero)(struct pkernfs_backing *b, u32 block, u32 count);
+	int (*zero_part)(struct pkernfs_backing *b, u32 block, u32 offset, u32 bytes);
+	/* May this block, just freed, be handed out again now? NULL: always. */
+	bool (*idle)(struct pkernfs_backing *b, u32 block);
+	/* Says in one line why a store is refused or what was repaired. */
+	void (*say)(struct pkernfs_backing *b, const char *fmt, ...);
+};
+
+struct pkernfs_attr {
+	u32 mode, uid, gid;
+	s64 now_ns;
+};
+
+/* An inode of the store, in memory as long as the store is open. */
+struct pkernfs_node {
+	u64 ino;
+	u32 slot;			/* the live inode slot */
+	u32 nr_children;		/* of a directory */
+	u32 nr_subdirs;
+	bool orphan;			/* unlinked but still open: gone after a kexec */
+	struct pkernfs_node *parent;
+	struct rb_node by_ino;		/* store->nodes */
+	struct rb_node by_name;		/* parent->names */
+	struct rb_node by_child;	/* parent->children, ordered by ino */
+	struct rb_root names;
+	struct rb_root children;
+	void *vfs;			/* free for the user of this interface */
+};
+
+struct pkernfs_usage {
+	u64 blocks, blocks_free;	/* data blocks: files' and free */
+	u64 nodes, nodes_free;		/* nodes_free: as if all free blocks went to metadata */
+};
+
+/*
+ * Locking: the caller serialises. Functions that change the store need it
+ * exclusively, the others shared (the module uses one rw_semaphore; see
+ * pkernfs_assert_locked() in store.c). Errors are negative errnos; a function that
+ * fails has changed nothing.
+ */
+
+/* -EINVAL: no store here; -EUCLEAN: damaged; -EOPNOTSUPP: version or feature unknown;
+ * -ENXIO: made for another base or size; -ENOMEM. Each with one line of say(). */
+int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **ret);
+void pkernfs_store_close(struct pkernfs_store *store);
+/* -EEXIST: the first bytes (both super slots) are not all zero and !force. */
+int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16],
+		       const char *label, u32 page_blocks,
+		       const struct pkernfs_attr *root, bool force);
+void pkernfs_store_usage(struct pkernfs_store *store, struct pkernfs_usage *usage);
+const struct pkernfs_super *pkernfs_store_super(struct pkernfs_store *store);
+struct pkernfs_node *pkernfs_store_root(struct pkernfs_store *store);
+/* The live inode slot: valid until the node changes; read only. */
+const struct pkernfs_inode *pkernfs_node_inode(struct pkernfs_store *store,
+					       const struct pkernfs_node *node);
+/* Is this block metadata (then *addr is where it is mapped)? */
+bool pkernfs_store_meta_block(struct pkernfs_store *store, u32 block, void **addr);
+
+struct pkernfs_node *pkernfs_node_find(struct pkernfs_store *store, u64 ino);
+struct pkernfs_node *pkernfs_node_lookup(struct pkernfs_node *dir,
+					 const char *name, u32 len);
+/* The child with the lowest ino >= from, or NULL: order and cookie of readdir. */
+struct pkernfs_node *pkernfs_node_next(struct pkernfs_node *dir, u64 from);
+/* Name of a node, not NUL-terminated beyond len; valid like its inode slot. */
+const char *pkernfs_node_name(struct pkernfs_store *store,
+			      const struct pkernfs_node *node, u32 *len);
+
+/* target: of a symlink, else NULL. -EEXIST, -ENAMETOOLONG, -ENOSPC, -ENOMEM. */
+int pkernfs_node_create(struct pkernfs_store *store, struct pkernfs_node *dir,
+			const char *name, u32 len, const struct pkernfs_attr *attr,
+			const char *target, u32 target_len, struct pkernfs_node **ret);
+/* Takes the name away at once; the content goes with pkernfs_node_release().
+ * -ENOTEMPTY for a directory with children. */
+int pkernfs_node_unlink(struct pkernfs_store *store, struct pkernfs_node *node, s64 now_ns);
+/* Frees an orphan and its blocks; the last user is gone. */
+void pkernfs_node_release(struct pkernfs_store *store, struct pkernfs_node *node);
+/* victim: what has that name now (becomes an orphan), or NULL. */
+int pkernfs_node_rename(struct pkernfs_store *store, struct pkernfs_node *node,
+			struct pkernfs_node *dir, const char *name, u32 len,
+			struct pkernfs_node *victim, s64 now_ns);
+int pkernfs_node_set_attr(struct pkernfs_store *store, struct pkernfs_node *node,
+			  const struct pkernfs_attr *attr);
+/* In place, one word each; a NULL time stays. Never fails. */
+void pkernfs_node_set_times(struct pkernfs_store *store, struct pkernfs_node *node,
+			    const s64 *atime_ns, const s64 *mtime_ns, const s64 *ctime_ns);
+
+/*
+ * What lies at file_block: true and the run from there on (block, count), or
+ * false and the length of the hole in *count (U32_MAX - file_block if endless).
+ */
+bool pkernfs_node_map(struct pkernfs_store *store, const struct pkernfs_node *node,
+		      u32 file_block, u32 *block, u32 *count);
+/*
+ * Fills the holes in [file_block, +count) with zeroed blocks and raises size to
+ * at least new_size (0: as it is), in one step. Prefers runs whose file offset and
+ * physical address are congruent modulo 1 GiB. All or nothing: -ENOSPC, -ENOMEM.
+ */
+int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
+			  u32 file_block, u32 count, u64 new_size, s64 now_ns);
+/* Either way, to the byte. What a growth exposes is zero. Caller has taken mappings
+ * away before a shrink. */
+int pkernfs_node_resize(struct pkernfs_store *store, struct pkernfs_node *node,
+			u64 size, s64 now_ns);
+/* Drops the whole blocks [file_block, +count); size stays. */
+int pkernfs_node_punch(struct pkernfs_store *store, struct pkernfs_node *node,
+		       u32 file_block, u32 count, s64 now_ns);
+
+#endif /* PKERNFS_STORE_H */

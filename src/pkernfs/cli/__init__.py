@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: verbs only, the work is elsewhere.
+
+Every module of this package defines ``register(app)``, which adds its verbs. Only
+the module of the verb that was typed is imported: on the way back to a paused
+guest the start of the interpreter counts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from pkernfs.errors import PkernfsError
+
+#: Which module of this package defines a verb.
+VERBS = {
+    "make": "store",
+    "ls": "store",
+    "check": "store",
+    "dump": "store",
+    "doctor": "host",
+    "vm": "vm",
+    "update": "update",
+    "resume": "update",
+    "report": "update",
+    "lab": "lab",
+}
+
+
+def build_app(verb: str | None = None) -> typer.Typer:
+    """The parser, with the module of ``verb`` only, or with all of them.
+
+    :param verb: the verb that will run; None or an unknown one registers every verb.
+    """
+    app = typer.Typer(
+        name="pkernfs",
+        help="Replace the kernel of a hypervisor under its running virtual machines.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options(
+        debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
+    ) -> None:
+        """Replace the kernel of a hypervisor under its running virtual machines."""
+
+    modules = [VERBS[verb]] if verb in VERBS else sorted(set(VERBS.values()))
+    for module in modules:
+        importlib.import_module(f"pkernfs.cli.{module}").register(app)
+    return app
+
+
+def _verb(arguments: Sequence[str]) -> str | None:
+    return next((word for word in arguments if not word.startswith("-")), None)
+
+
+def report_error(error: PkernfsError) -> None:
+    """Print an expected failure the way every verb does: what failed, then the hint."""
+    print(f"pkernfs: {error.what}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the ``pkernfs`` command."""
+    arguments = sys.argv[1:]
+    # Words behind "--" belong to a guest or a lab command, --debug there is not ours.
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    app = build_app(_verb(own))
+    try:
+        app(arguments, prog_name="pkernfs")
+    except PkernfsError as error:
+        if "--debug" in own:
+            raise
+        report_error(error)
+        sys.exit(error.status)
