@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Directories named by the digest of what they were built from.
+
+A directory appears under its name only when it is complete, so that an interrupted
+build leaves nothing that looks finished; two builders of one name wait for each other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pkernfs.lab.paths import cache_root
+
+
+def digest(parts: Iterable[str | bytes | Path]) -> str:
+    """A short name for a set of inputs: texts, contents, and files or trees by content.
+
+    :param parts: a Path stands for the content of that file, or of every file below it.
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        for chunk in _chunks(part):
+            total.update(len(chunk).to_bytes(8, "little"))
+            total.update(chunk)
+    return total.hexdigest()[:16]
+
+
+def _chunks(part: str | bytes | Path) -> Iterator[bytes]:
+    if isinstance(part, str):
+        yield part.encode()
+    elif isinstance(part, bytes):
+        yield part
+    elif part.is_dir():
+        for path in sorted(part.rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield str(path.relative_to(part)).encode()
+                yield path.read_bytes()
+    else:
+        yield part.name.encode()
+        yield part.read_bytes()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; whoever comes second waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory that may hold a root file system; absent is fine."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def artifact(
+    kind: str, key: str, build: Callable[[Path], None], *, rebuild: bool = False, keep: int = 4
+) -> Path:
+    """The directory ``kind/key`` of the cache, built by ``build`` if it is not there.
+
+    :param build: gets an empty directory to fill; what it raises leaves no artifact.
+    :param rebuild: throw away what is there.
+    :param keep: how many artifacts of this kind stay, the most recently used ones.
+    """
+    home = cache_root() / kind
+    target = home / key
+    with locked(home / f"{key}.lock"):
+        if rebuild:
+            remove_tree(target)
+        if not target.exists():
+            partial = home / f"{key}.partial"
+            remove_tree(partial)
+            partial.mkdir()
+            try:
+                build(partial)
+            except BaseException:
+                remove_tree(partial)
+                raise
+            partial.rename(target)
+        os.utime(target)
+    _prune(home, keep)
+    return target
+
+
+def _prune(home: Path, keep: int) -> None:
+    done = [path for path in home.iterdir() if path.is_dir() and path.suffix != ".partial"]
+    for path in sorted(done, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The Debian 13 root file systems: the virtual host's, and the one modules are built in.
+
+Two mmdebstrap runs. The build root comes first and decides the kernels (by the headers
+it got); the host image then gets exactly these kernels. Both stay in the cache until
+``lab image --rebuild`` or a change of the recipe below.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkernfs.errors import PkernfsError, UsageError
+from pkernfs.lab import cache, mirror, modtree
+from pkernfs.lab.progress import say, step
+
+_TOOLCHAIN = ("ca-certificates", "gcc", "libc6-dev", "linux-headers-amd64", "make")
+_TOOLCHAIN_BACKPORTS = ("linux-headers-amd64",)
+_HOST = (
+    "busybox-static",
+    "ca-certificates",
+    "iproute2",
+    "kexec-tools",
+    "kmod",
+    "procps",
+    "python3",
+    "strace",
+    "stress-ng",
+    "systemd",
+    "systemd-sysv",
+)
+_HOST_BACKPORTS = ("qemu-system-data", "qemu-system-x86", "seabios")
+#: Never unpacked: nobody reads them in a lab, and a smaller image is copied sooner.
+#: The postinst.d script would make an initrd for minutes that the lab never boots.
+_EXCLUDED = (
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/man/*",
+    "/etc/kernel/postinst.d/initramfs-tools",
+)
+_RECIPE = "1"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A root with compiler and headers of every kernel the lab boots."""
+
+    root: Path
+    kernels: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Digest of the recipe."""
+        return self.root.parent.name
+
+
+@dataclass(frozen=True)
+class HostImage:
+    """The virtual host's root, as a directory to take files from and as an ext4 image."""
+
+    root: Path
+    disk: Path
+    kernels: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Digest of the recipe and the kernels."""
+        return self.root.parent.name
+
+    def kernel(self, name: str) -> str:
+        """The full version of a kernel named by its beginning, such as ``6.12``.
+
+        :raises UsageError: none or several kernels begin like this.
+        """
+        return pick_kernel(self.kernels, name)
+
+    def vmlinuz(self, version: str) -> Path:
+        """The stock kernel image of a full version."""
+        return self.root / "boot" / f"vmlinuz-{version}"
+
+
+def pick_kernel(kernels: Sequence[str], name: str) -> str:
+    """The one of ``kernels`` (full versions) that is, or begins with, ``name``.
+
+    :raises UsageError: none or several do.
+    """
+    found = [version for version in kernels if version == name]
+    found = found or [version for version in kernels if f"{version}.".startswith(f"{name}.")]
+    if len(found) != 1:
+        raise UsageError(f"no kernel named {name!r} in the lab", f"there are: {', '.join(kernels)}")
+    return found[0]
+
+
+def _version_key(version: str) -> list[int]:
+    return [int(part) for part in version.split("+")[0].split("-")[0].split(".")]
+
+
+def toolchain(*, rebuild: bool = False) -> Toolchain:
+    """The build root, from the cache or made now (about 80 s and 700 MB)."""
+    key = cache.digest([_RECIPE, *_TOOLCHAIN, "|", *_TOOLCHAIN_BACKPORTS, *_EXCLUDED])
+    home = cache.artifact("toolchain", key, _make_toolchain, rebuild=rebuild, keep=1)
+    root = home / "root"
+    kernels = sorted((p.name for p in (root / "lib/modules").iterdir()), key=_version_key)
+    return Toolchain(root, tuple(kernels))
+
+
+def _make_toolchain(target: Path) -> None:
+    with step("build root: Debian 13 with compiler and kernel headers"):
+        _mmdebstrap(target / "root", _TOOLCHAIN, _TOOLCHAIN_BACKPORTS)
+
+
+def host_image(*, rebuild: bool = False) -> HostImage:
+    """The host image, from the cache or made now (about 100 s and 1 GB)."""
+    kernels = toolchain(rebuild=rebuild).kernels
+    parts = [_RECIPE, *_HOST, "|", *_HOST_BACKPORTS, *_EXCLUDED, *kernels, modtree.RECIPE]
+
+    def make(target: Path) -> None:
+        with step(f"host image: Debian 13 with kernels {' and '.join(kernels)}"):
+            images = tuple(f"linux-image-{version}" for version in kernels)
+            _mmdebstrap(target / "root", (*_HOST, *images), _HOST_BACKPORTS)
+            for version in kernels:
+                modtree.slim(target / "root", version)
+            make_ext4(target / "root", target / "root.ext4", label="host")
+
+    home = cache.artifact("host", cache.digest(parts), make, rebuild=rebuild, keep=1)
+    return HostImage(home / "root", home / "root.ext4", kernels)
+
+
+def _mmdebstrap(root: Path, packages: Sequence[str], from_backports: Sequence[str]) -> None:
+    """Run mmdebstrap into ``root``, its progress shown as lines of the lab.
+
+    :param packages: from the newest suite but backports.
+    :param from_backports: installed afterwards with backports preferred.
+    """
+    if shutil.which("mmdebstrap") is None or os.geteuid() != 0:
+        raise PkernfsError("making an image needs root and mmdebstrap", "run make demo as root")
+    suites = mirror.sources()
+    extra = ["chroot", '"$1"', "apt-get", "install", "--yes", "--quiet"]
+    extra += ["--target-release", mirror.BACKPORTS, *from_backports]
+    command = ["mmdebstrap", "--mode=root", "--variant=apt"]
+    command += ["--aptopt=APT::Install-Recommends false", "--aptopt=Acquire::Retries 3"]
+    command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
+    command += [f"--include={','.join(packages)}", f"--customize-hook={' '.join(extra)}"]
+    command += [mirror.RELEASE, str(root), *(source.line for source in suites)]
+    _run_shown(command)
+
+
+def _run_shown(command: Sequence[str]) -> None:
+    """Run a command, show its milestones, and all of its output if it fails."""
+    lines: list[str] = []
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("I: "):
+            say(f"  {line[3:].strip()}")
+    if process.wait() != 0:
+        print("".join(lines[-60:]))
+        raise PkernfsError(
+            f"{command[0]} failed with status {process.returncode}",
+            "its last lines are above; is the mirror reachable?",
+        )
+
+
+def make_ext4(tree: Path, target: Path, *, label: str, spare_mib: int = 8) -> None:
+    """Write the content of ``tree`` as an ext4 image without a journal.
+
+    :param spare_mib: free space, MiB.
+    :raises PkernfsError: mke2fs failed.
+    """
+    size_kib = 0
+    files = 0
+    for folder, _, names in os.walk(tree):
+        files += 1 + len(names)
+        for name in names:
+            size_kib += (Path(folder, name).lstat().st_size + 8191) // 4096 * 4
+    blocks = int(size_kib * 1.02) + files * 6 // 5 + spare_mib * 1024
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal,^resize_inode", "-m", "0"]
+    command += ["-L", label, "-N", str(files + 512), "-d", str(tree), str(target), f"{blocks}k"]
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise PkernfsError(f"mke2fs failed: {done.stderr.strip()}", "is the disk full?")
