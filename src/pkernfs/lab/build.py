@@ -94,6 +94,15 @@ def _workspace(tools: image.Toolchain, tree: Path, version: str) -> Iterator[Pat
         cache.remove_tree(place)
 
 
+def _in_root(root: Path, command: list[str]) -> list[str]:
+    """``command`` inside ``root`` with a /proc (objtool asks it for the stack limit).
+
+    The mount is made in a mount namespace of its own and ends with the command.
+    """
+    script = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, str(root), *command]
+
+
 def _make(tools: image.Toolchain, version: str, tree: Path, target: Path) -> None:
     output = target / version
     output.mkdir()
@@ -101,7 +110,7 @@ def _make(tools: image.Toolchain, version: str, tree: Path, target: Path) -> Non
     with _workspace(tools, tree, version) as place:
         for folder in module_dirs(place):
             inside = Path("/") / folder.relative_to(tools.root)
-            command = ["chroot", str(tools.root), "make", "--no-print-directory", "W=1"]
+            command = _in_root(tools.root, ["make", "--no-print-directory", "W=1"])
             command += ["-C", f"/lib/modules/{version}/build", f"M={inside}", "modules"]
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

@@ -19,7 +19,15 @@ from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.lab import cache, mirror, modtree
 from pkernfs.lab.progress import say, step
 
-_TOOLCHAIN = ("ca-certificates", "gcc", "libc6-dev", "linux-headers-amd64", "make")
+_TOOLCHAIN = (
+    "ca-certificates",
+    "gcc",
+    "libc6-dev",
+    "linux-headers-amd64",
+    "make",
+    "perl",  # kernel-doc, run by W=1: up to 6.12 in Perl, later in Python
+    "python3",
+)
 _TOOLCHAIN_BACKPORTS = ("linux-headers-amd64",)
 _HOST = (
     "busybox-static",
@@ -123,7 +131,7 @@ def host_image(*, rebuild: bool = False) -> HostImage:
     def make(target: Path) -> None:
         with step(f"host image: Debian 13 with kernels {' and '.join(kernels)}"):
             images = tuple(f"linux-image-{version}" for version in kernels)
-            _mmdebstrap(target / "root", (*_HOST, *images), _HOST_BACKPORTS)
+            _mmdebstrap(target / "root", _HOST, (*_HOST_BACKPORTS, *images))
             for version in kernels:
                 modtree.slim(target / "root", version)
             make_ext4(target / "root", target / "root.ext4", label="host")
