@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The live inodes of a store, and the tree that follows from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pkernfs.errors import PkernfsError
+from pkernfs.store import layout
+from pkernfs.store.findings import Code, Report
+from pkernfs.store.inode import Inode, Kind
+from pkernfs.store.super import SuperBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """An inode slot that does not count: a crash came before it could be cleared."""
+
+    inode: Inode
+    reason: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What is in a store, all derived.
+
+    :ivar blocks: of 2 MiB in the range.
+    :ivar free_slots: inodes that fit without another metadata block.
+    """
+
+    blocks: int
+    metadata_blocks: int
+    page_blocks: int
+    data_blocks: int
+    free_slots: int
+    files: int
+    directories: int
+    symlinks: int
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that nobody uses."""
+        return self.blocks - self.metadata_blocks - self.page_blocks - self.data_blocks
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files, directories and symlinks of a store.
+
+    :ivar store: its super block.
+    :ivar metadata_blocks: in the order of their links.
+    :ivar inodes: the live ones by their number.
+    :ivar leftovers: what does not count.
+    """
+
+    store: SuperBlock
+    metadata_blocks: tuple[int, ...]
+    inodes: dict[int, Inode] = field(default_factory=dict)
+    leftovers: tuple[Leftover, ...] = ()
+
+    @cached_property
+    def children(self) -> dict[int, dict[bytes, Inode]]:
+        """What is in each directory: its entries by name. Empty directories are missing."""
+        result: dict[int, dict[bytes, Inode]] = {}
+        for inode in self.inodes.values():
+            if inode.ino != layout.ROOT_INO:
+                result.setdefault(inode.parent, {}).setdefault(inode.name, inode)
+        return result
+
+    @property
+    def root(self) -> Inode:
+        """The directory that everything else is in.
+
+        :raises PkernfsError: it is damaged.
+        """
+        try:
+            return self.inodes[layout.ROOT_INO]
+        except KeyError:
+            raise PkernfsError("the store has no root directory") from None
+
+    def entries(self, directory: Inode) -> list[Inode]:
+        """What is in a directory, by name."""
+        found = self.children.get(directory.ino, {})
+        return [found[name] for name in sorted(found)]
+
+    def lookup(self, path: str | bytes) -> Inode:
+        """The inode at a path; symlinks are not followed.
+
+        :param path: from the root of the store on, with or without a slash before it.
+        :raises PkernfsError: there is none.
+        """
+        inode = self.root
+        for name in os.fsencode(path).split(b"/"):
+            if name in (b"", b"."):
+                continue
+            found = self.children.get(inode.ino, {}).get(name)
+            if found is None:
+                raise PkernfsError(f"{shown(os.fsencode(path))}: no such file in the store")
+            inode = found
+        return inode
+
+    def path(self, ino: int) -> str | None:
+        """The path of an inode, None if it has none that leads to the root."""
+        names: list[bytes] = []
+        seen = set()
+        while ino != layout.ROOT_INO:
+            inode = self.inodes.get(ino)
+            if inode is None or ino in seen:
+                return None
+            seen.add(ino)
+            names.append(inode.name)
+            ino = inode.parent
+        return "/" + "/".join(shown(name) for name in reversed(names))
+
+    def walk(self, start: Inode | None = None) -> Iterator[tuple[str, Inode]]:
+        """Every path below a directory with its inode, a directory before its content.
+
+        :param start: None for the root; comes first.
+        """
+        start = start or self.root
+        waiting = [(self.path(start.ino) or "/", start)]
+        seen = set()
+        while waiting:
+            path, inode = waiting.pop()
+            if inode.ino in seen:
+                continue
+            seen.add(inode.ino)
+            yield path, inode
+            prefix = path.rstrip("/")
+            waiting += [
+                (f"{prefix}/{shown(child.name)}", child) for child in reversed(self.entries(inode))
+            ]
+
+    def usage(self) -> Usage:
+        """How full the store is."""
+        kinds = [inode.kind for inode in self.inodes.values()]
+        pages = sum(len(inode.pages) for inode in self.inodes.values())
+        nr_metadata = len(self.metadata_blocks)
+        # A header in every metadata block, the super blocks in the first.
+        slots = nr_metadata * (layout.SLOTS_PER_BLOCK - 1) - len(layout.SUPER_SLOTS)
+        return Usage(
+            blocks=self.store.blocks,
+            metadata_blocks=nr_metadata,
+            page_blocks=self.store.page_blocks,
+            data_blocks=sum(inode.blocks for inode in self.inodes.values()),
+            free_slots=slots - len(kinds) - pages,
+            files=kinds.count(Kind.FILE),
+            directories=kinds.count(Kind.DIRECTORY),
+            symlinks=kinds.count(Kind.SYMLINK),
+        )
+
+
+def shown(name: bytes) -> str:
+    """A name as text for a terminal: what can't be printed is escaped."""
+    text = name.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def select_live(
+    inodes: Iterable[Inode], report: Report
+) -> tuple[dict[int, Inode], tuple[Leftover, ...]]:
+    """The inodes that count, after the rules of format.h, and the slots that don't.
+
+    :param inodes: of all slots that are in use.
+    """
+    live: dict[int, Inode] = {}
+    leftovers: list[Leftover] = []
+    by_seq: dict[int, Inode] = {}
+    for inode in inodes:
+        twin = by_seq.setdefault(inode.seq, inode)
+        if twin is not inode:
+            text = f"the same sequence number {inode.seq} as slot {twin.slot}"
+            report.add(Code.SEQ_TWICE, text, slot=inode.slot, ino=inode.ino)
+        other = live.get(inode.ino)
+        if other is None or other.seq < inode.seq:
+            live[inode.ino] = inode
+            older = other
+        else:
+            older = inode
+        if older is not None:
+            leftovers.append(Leftover(older, "there is a later state of this inode"))
+    for inode in by_seq.values():
+        victim = live.get(inode.replaces)
+        if victim is not None and victim.seq < inode.seq and victim.ino != inode.ino:
+            del live[victim.ino]
+            leftovers.append(Leftover(victim, f"replaced by inode {inode.ino}"))
+    return live, tuple(leftovers)
+
+
+def check_tree(tree: Tree, report: Report) -> None:
+    """Parents, names and cycles of the live inodes."""
+    root = tree.inodes.get(layout.ROOT_INO)
+    if root is None:
+        report.add(Code.ROOT, "there is no root directory", ino=layout.ROOT_INO)
+    elif root.kind is not Kind.DIRECTORY or root.parent != root.ino:
+        text = "the root is not a directory" if root.parent == root.ino else "the root has a parent"
+        report.add(Code.ROOT, text, slot=root.slot, ino=root.ino)
+    names: dict[tuple[int, bytes], Inode] = {}
+    for inode in tree.inodes.values():
+        if inode is not root:
+            _check_place(tree, inode, names, report)
+    _check_cycles(tree, report)
+
+
+def _check_place(
+    tree: Tree, inode: Inode, names: dict[tuple[int, bytes], Inode], report: Report
+) -> None:
+    parent = tree.inodes.get(inode.parent)
+    if parent is None:
+        text = f"its directory, inode {inode.parent}, is missing"
+        report.add(Code.PARENT_MISSING, text, slot=inode.slot, ino=inode.ino)
+    elif parent.kind is not Kind.DIRECTORY:
+        text = f"lies in inode {parent.ino}, which is not a directory"
+        report.add(Code.PARENT_KIND, text, slot=inode.slot, ino=inode.ino)
+    twin = names.setdefault((inode.parent, inode.name), inode)
+    if twin is not inode:
+        text = f"inode {twin.ino} has the same name, {shown(inode.name)}"
+        report.add(Code.NAME_TWICE, text, slot=inode.slot, ino=inode.ino)
+
+
+def _check_cycles(tree: Tree, report: Report) -> None:
+    #: Inodes that are known to end at the root, at a missing parent or in a cycle.
+    done = {layout.ROOT_INO}
+    for inode in tree.inodes.values():
+        trail: dict[int, Inode] = {}
+        step: Inode | None = inode
+        while step is not None and step.ino not in done and step.ino not in trail:
+            trail[step.ino] = step
+            step = tree.inodes.get(step.parent)
+        if step is not None and step.ino in trail:
+            text = "a directory that is in itself"
+            report.add(Code.PARENT_CYCLE, text, slot=step.slot, ino=step.ino)
+        done.update(trail)
