@@ -146,8 +146,8 @@ SYMLINK_MAX: Final = constant("SYMLINK_MAX")
 BLOCK_SIZE: Final = 1 << BLOCK_SHIFT
 SLOT_SIZE: Final = 1 << SLOT_SHIFT
 
-#: Blocks that a file can be addressed by: what fits in an extent's file_block.
-MAX_FILE_BLOCKS: Final = 1 << 8 * EXTENT.sizes["file_block"]
+#: Blocks that a file can have: their number must fit into an extent's count as well.
+MAX_FILE_BLOCKS: Final = (1 << 8 * EXTENT.sizes["count"]) - 1
 
 #: The first word of a slot: commit of an inode, next of a header.
 WORD: Final = struct.Struct("<Q")

@@ -7,11 +7,15 @@ import stat
 import time
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from mmap import mmap
+from mmap import PAGESIZE, mmap
+from pathlib import Path
 
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.store import layout
+from pkernfs.store.image import cannot_map
 
 _BLANK_SLOT = bytes(layout.SLOT_SIZE)
 _ROOT_MODE = stat.S_IFDIR | 0o755
@@ -51,6 +55,42 @@ def check_size(size: int) -> None:
         )
 
 
+@contextmanager
+def open_new(path: Path, offset: int = 0, size: int | None = None) -> Iterator[mmap]:
+    """Map the range that a new store will lie in.
+
+    :param path: a file, which is created or grows if a size is given, or /dev/mem.
+    :param offset: byte at which the range begins.
+    :param size: bytes; None: up to the end of the file.
+    :raises PkernfsError: the file can't be opened or mapped.
+    :raises UsageError: no store can have that size.
+    """
+    if offset < 0 or offset % PAGESIZE:
+        raise UsageError(f"offset {offset:#x} is not a multiple of {PAGESIZE}")
+    if size is not None:
+        check_size(size)
+    elif not path.exists():
+        raise PkernfsError(f"{path} does not exist", "--size makes a new file")
+    try:
+        mapping = _map(path, offset, size)
+    except OSError as error:
+        raise cannot_map(path, error) from error
+    with mapping:
+        yield mapping
+        if path.is_file():
+            mapping.flush()
+
+
+def _map(path: Path, offset: int, size: int | None) -> mmap:
+    with path.open("r+b" if path.exists() else "x+b", buffering=0) as file:
+        end = file.seek(0, 2) if path.is_file() else 0
+        length = end - offset if size is None else size
+        check_size(length)
+        if path.is_file() and end < offset + length:
+            file.truncate(offset + length)
+        return mmap(file.fileno(), length, offset=offset)
+
+
 def make(buffer: bytearray | mmap | memoryview, new: NewStore, *, force: bool = False) -> None:
     """Make a store over the whole of a buffer.
 
@@ -79,7 +119,8 @@ def make(buffer: bytearray | mmap | memoryview, new: NewStore, *, force: bool = 
         # Slot 0 is a super block, the first that can hold an inode is behind it.
         _put(view, layout.SUPER_SLOTS[0] + 1, _root(new, layout.SUPER_SLOTS[0] + 1))
         super_block = _super(new, len(view))
-        for number in layout.SUPER_SLOTS:
+        # B first: a store with A alone would look like one that lost a copy.
+        for number in reversed(layout.SUPER_SLOTS):
             start, magic = number * layout.SLOT_SIZE, layout.WORD.size
             view[start + magic : start + layout.SLOT_SIZE] = super_block[magic:]
             view[start : start + magic] = super_block[:magic]

@@ -102,8 +102,8 @@ class Tree:
             inode = found
         return inode
 
-    def path(self, ino: int) -> str | None:
-        """The path of an inode, None if it has none that leads to the root."""
+    def names(self, ino: int) -> list[bytes] | None:
+        """The names that lead from the root to an inode, None if none do."""
         names: list[bytes] = []
         seen = set()
         while ino != layout.ROOT_INO:
@@ -113,7 +113,12 @@ class Tree:
             seen.add(ino)
             names.append(inode.name)
             ino = inode.parent
-        return "/" + "/".join(shown(name) for name in reversed(names))
+        return names[::-1]
+
+    def path(self, ino: int) -> str | None:
+        """The path of an inode as text for a terminal, None if it has none."""
+        names = self.names(ino)
+        return None if names is None else "/" + "/".join(map(shown, names))
 
     def walk(self, start: Inode | None = None) -> Iterator[tuple[str, Inode]]:
         """Every path below a directory with its inode, a directory before its content.
