@@ -6,7 +6,9 @@
  * (kernel/tests), where every store to the range is recorded, so that a crash
  * between any two of them can be replayed.
  *
- *   store.c   open, make, commit of one step, repair of what a crash left
+ *   store.c   make, open, close; commit of one step
+ *   load.c    what is believed of a range: checks everything, builds the trees,
+ *             repairs what a crash left
  *   space.c   free blocks and free slots (derived, never stored)
  *   extent.c  the extents of one file
  *   node.c    files, directories and symlinks: create, remove, rename, resize
@@ -20,6 +22,10 @@
 #include "../format.h"
 
 struct pkernfs_store;
+struct rw_semaphore;
+
+/* The largest size of a file: the file block numbers of extents are 32 bits wide. */
+#define PKERNFS_FILE_MAX	((u64)U32_MAX << PKERNFS_BLOCK_SHIFT)
 
 /*
  * The range of memory behind a store. Metadata blocks stay mapped as long as
@@ -34,8 +40,11 @@ struct pkernfs_backing {
 	int (*zero_part)(struct pkernfs_backing *b, u32 block, u32 offset, u32 bytes);
 	/* May this block, just freed, be handed out again now? NULL: always. */
 	bool (*idle)(struct pkernfs_backing *b, u32 block);
-	/* Says in one line why a store is refused or what was repaired. */
+	/* Says in one line (no newline) why a store is refused or what was repaired. */
+	__printf(2, 3)
 	void (*say)(struct pkernfs_backing *b, const char *fmt, ...);
+	/* What serialises the calls, for lockdep; NULL: not checked. */
+	struct rw_semaphore *lock;
 };
 
 struct pkernfs_attr {
@@ -47,10 +56,12 @@ struct pkernfs_attr {
 struct pkernfs_node {
 	u64 ino;
 	u32 slot;			/* the live inode slot */
+	u32 name_hash;			/* order of parent->names */
+	const struct pkernfs_inode *inode;	/* where that slot is mapped */
 	u32 nr_children;		/* of a directory */
 	u32 nr_subdirs;
 	bool orphan;			/* unlinked but still open: gone after a kexec */
-	struct pkernfs_node *parent;
+	struct pkernfs_node *parent;	/* the root's is itself; of an orphan: NULL */
 	struct rb_node by_ino;		/* store->nodes */
 	struct rb_node by_name;		/* parent->names */
 	struct rb_node by_child;	/* parent->children, ordered by ino */
@@ -97,6 +108,13 @@ struct pkernfs_node *pkernfs_node_next(struct pkernfs_node *dir, u64 from);
 const char *pkernfs_node_name(struct pkernfs_store *store,
 			      const struct pkernfs_node *node, u32 *len);
 
+/*
+ * create, unlink and rename set the times of the directories, and the ctime of
+ * what they change, to now_ns; allocate, resize and punch set mtime and ctime of
+ * the file, and set_attr its ctime. A name that no directory may hold ("", ".",
+ * "..", with a slash or a NUL) is -EINVAL, an orphan as directory -ENOENT.
+ */
+
 /* target: of a symlink, else NULL. -EEXIST, -ENAMETOOLONG, -ENOSPC, -ENOMEM. */
 int pkernfs_node_create(struct pkernfs_store *store, struct pkernfs_node *dir,
 			const char *name, u32 len, const struct pkernfs_attr *attr,
@@ -106,7 +124,11 @@ int pkernfs_node_create(struct pkernfs_store *store, struct pkernfs_node *dir,
 int pkernfs_node_unlink(struct pkernfs_store *store, struct pkernfs_node *node, s64 now_ns);
 /* Frees an orphan and its blocks; the last user is gone. */
 void pkernfs_node_release(struct pkernfs_store *store, struct pkernfs_node *node);
-/* victim: what has that name now (becomes an orphan), or NULL. */
+/*
+ * victim: what has that name now (becomes an orphan), or NULL. -EEXIST: there is
+ * one but victim is NULL; -ENOENT: victim is another; -ENOTEMPTY, -EISDIR, -ENOTDIR:
+ * it can't be replaced; -EINVAL: into itself. Onto itself: nothing happens.
+ */
 int pkernfs_node_rename(struct pkernfs_store *store, struct pkernfs_node *node,
 			struct pkernfs_node *dir, const char *name, u32 len,
 			struct pkernfs_node *victim, s64 now_ns);
@@ -125,12 +147,14 @@ bool pkernfs_node_map(struct pkernfs_store *store, const struct pkernfs_node *no
 /*
  * Fills the holes in [file_block, +count) with zeroed blocks and raises size to
  * at least new_size (0: as it is), in one step. Prefers runs whose file offset and
- * physical address are congruent modulo 1 GiB. All or nothing: -ENOSPC, -ENOMEM.
+ * physical address are congruent modulo 1 GiB. All or nothing: -ENOSPC, -ENOMEM,
+ * -EFBIG. Bytes that a higher size exposes are zeroed first: raise the size, then
+ * write the data, not the other way round.
  */
 int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
 			  u32 file_block, u32 count, u64 new_size, s64 now_ns);
 /* Either way, to the byte. What a growth exposes is zero. Caller has taken mappings
- * away before a shrink. */
+ * away before a shrink. Blocks beyond the new size go, also when size is as before. */
 int pkernfs_node_resize(struct pkernfs_store *store, struct pkernfs_node *node,
 			u64 size, s64 now_ns);
 /* Drops the whole blocks [file_block, +count); size stays. */
