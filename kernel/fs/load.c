@@ -320,12 +320,12 @@ static int check_seqs(struct pkernfs_store *store, u64 count)
 	return err;
 }
 
-static struct pkernfs_node *first_node(struct pkernfs_store *store)
+static struct pkernfs_node *lowest_node(struct pkernfs_store *store)
 {
 	return rb_entry_safe(rb_first(&store->nodes), struct pkernfs_node, by_ino);
 }
 
-static struct pkernfs_node *next_node(struct pkernfs_node *node)
+static struct pkernfs_node *higher_node(struct pkernfs_node *node)
 {
 	return rb_entry_safe(rb_next(&node->by_ino), struct pkernfs_node, by_ino);
 }
@@ -335,13 +335,13 @@ static void drop_replaced(struct pkernfs_store *store, struct loading *loading)
 {
 	struct pkernfs_node *node, *next, *victim;
 
-	for (node = first_node(store); node; node = next_node(node)) {
+	for (node = lowest_node(store); node; node = higher_node(node)) {
 		victim = pkernfs_node_find(store, le64_to_cpu(node->inode->replaces));
 		if (victim && le64_to_cpu(victim->inode->seq) < le64_to_cpu(node->inode->seq))
 			victim->orphan = true;
 	}
-	for (node = first_node(store); node; node = next) {
-		next = next_node(node);
+	for (node = lowest_node(store); node; node = next) {
+		next = higher_node(node);
 		if (!node->orphan)
 			continue;
 		loading->nr_leftovers++;
@@ -453,7 +453,7 @@ static int load_files(struct pkernfs_store *store)
 	struct pkernfs_node *node;
 	int err;
 
-	for (node = first_node(store); node; node = next_node(node)) {
+	for (node = lowest_node(store); node; node = higher_node(node)) {
 		if (!S_ISREG(le32_to_cpu(node->inode->mode)))
 			continue;
 		err = check_file(store, node);
@@ -467,7 +467,7 @@ static int link_all(struct pkernfs_store *store)
 {
 	struct pkernfs_node *node, *dir;
 
-	for (node = first_node(store); node; node = next_node(node)) {
+	for (node = lowest_node(store); node; node = higher_node(node)) {
 		if (node == store->root)
 			continue;
 		dir = pkernfs_node_find(store, le64_to_cpu(node->inode->parent));

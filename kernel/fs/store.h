@@ -82,8 +82,10 @@ struct pkernfs_usage {
  * fails has changed nothing.
  */
 
-/* -EINVAL: no store here; -EUCLEAN: damaged; -EOPNOTSUPP: version or feature unknown;
- * -ENXIO: made for another base or size; -ENOMEM. Each with one line of say(). */
+/*
+ * -EINVAL: no store here; -EUCLEAN: damaged; -EOPNOTSUPP: version or feature unknown;
+ * -ENXIO: made for another base or size; -ENOMEM. Each with one line of say().
+ */
 int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **ret);
 void pkernfs_store_close(struct pkernfs_store *store);
 /* -EEXIST: the first bytes (both super slots) are not all zero and !force. */
@@ -119,8 +121,10 @@ const char *pkernfs_node_name(struct pkernfs_store *store,
 int pkernfs_node_create(struct pkernfs_store *store, struct pkernfs_node *dir,
 			const char *name, u32 len, const struct pkernfs_attr *attr,
 			const char *target, u32 target_len, struct pkernfs_node **ret);
-/* Takes the name away at once; the content goes with pkernfs_node_release().
- * -ENOTEMPTY for a directory with children. */
+/*
+ * Takes the name away at once; the content goes with pkernfs_node_release().
+ * -ENOTEMPTY for a directory with children.
+ */
 int pkernfs_node_unlink(struct pkernfs_store *store, struct pkernfs_node *node, s64 now_ns);
 /* Frees an orphan and its blocks; the last user is gone. */
 void pkernfs_node_release(struct pkernfs_store *store, struct pkernfs_node *node);
@@ -153,8 +157,10 @@ bool pkernfs_node_map(struct pkernfs_store *store, const struct pkernfs_node *no
  */
 int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
 			  u32 file_block, u32 count, u64 new_size, s64 now_ns);
-/* Either way, to the byte. What a growth exposes is zero. Caller has taken mappings
- * away before a shrink. Blocks beyond the new size go, also when size is as before. */
+/*
+ * Either way, to the byte. What a growth exposes is zero. Caller has taken mappings
+ * away before a shrink. Blocks beyond the new size go, also when size is as before.
+ */
 int pkernfs_node_resize(struct pkernfs_store *store, struct pkernfs_node *node,
 			u64 size, s64 now_ns);
 /* Drops the whole blocks [file_block, +count); size stays. */

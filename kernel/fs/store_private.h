@@ -102,15 +102,17 @@ struct pkernfs_runs {
  * zero functions. The user-space tests define pkernfs_stored() to record them.
  */
 #ifndef pkernfs_stored
-#define pkernfs_stored(addr, bytes)	do { } while (0)
+static inline void pkernfs_stored(const void *addr, size_t bytes)
+{
+}
 #endif
 
 /* One word that changes at once; whatever was stored before is seen before it. */
 static inline void pkernfs_put64(__le64 *addr, u64 value)
 {
-	smp_wmb();
+	smp_wmb();	/* what the word makes valid comes before it */
 	WRITE_ONCE(*addr, cpu_to_le64(value));
-	smp_wmb();
+	smp_wmb();	/* and what is done because of it comes after */
 	pkernfs_stored(addr, sizeof(*addr));
 }
 
