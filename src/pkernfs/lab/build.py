@@ -59,9 +59,12 @@ def _sources(tree: Path) -> list[Path]:
 def modules(tree: Path | None = None) -> Modules:
     """The modules of ``tree`` (default: ``kernel/`` here) for all kernels of the build root.
 
+    The environment variable PKERNFS_KERNEL_TREE names another default, such as the
+    ``kernel/`` of an older checkout.
+
     :raises PkernfsError: the compiler refused something; its output is in the error.
     """
-    tree = tree or source_tree() / "kernel"
+    tree = tree or Path(os.environ.get("PKERNFS_KERNEL_TREE", source_tree() / "kernel"))
     tools = image.toolchain()
     files = _sources(tree)
     key = cache.digest(

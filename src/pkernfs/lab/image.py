@@ -195,7 +195,19 @@ def make_ext4(tree: Path, target: Path, *, label: str, spare_mib: int = 8) -> No
         for name in names:
             size_kib += (Path(folder, name).lstat().st_size + 8191) // 4096 * 4
     blocks = int(size_kib * 1.02) + files * 6 // 5 + spare_mib * 1024
-    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal,^resize_inode", "-m", "0"]
+    command = [
+        "mke2fs",
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-b",
+        "4096",
+        "-O",
+        "^has_journal,^resize_inode",
+        "-m",
+        "0",
+    ]
     command += ["-L", label, "-N", str(files + 512), "-d", str(tree), str(target), f"{blocks}k"]
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

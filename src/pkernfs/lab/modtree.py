@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pkernfs.errors import PkernfsError
 
-#: Parts of the tree that stay. The rest drives hardware that no lab machine has.
+#: Parts of the tree that stay, with what they depend on. The rest drives hardware that
+#: no lab machine has.
 _KEPT = (
     "arch",
     "block",
@@ -57,7 +58,7 @@ _KEPT = (
     "virt",
 )
 #: Changes when slim() would leave a different tree.
-RECIPE = "modules 2 " + " ".join(_KEPT)
+RECIPE = "modules 3 " + " ".join(_KEPT)
 
 
 def slim(root: Path, version: str) -> None:
@@ -68,15 +69,25 @@ def slim(root: Path, version: str) -> None:
 
     :raises PkernfsError: depmod failed.
     """
-    tree = root / "lib/modules" / version / "kernel"
-    for path in sorted(tree.rglob("*.ko*")):
-        name = str(path.relative_to(tree))
-        if not name.startswith(_KEPT):
+    tree = root / "lib/modules" / version
+    kept = _kept(tree)
+    for path in sorted(tree.glob("kernel/**/*.ko*")):
+        if str(path.relative_to(tree)) not in kept:
             path.unlink()
         elif path.suffix == ".xz":
             path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
             path.unlink()
     depmod(root, version)
+
+
+def _kept(tree: Path) -> set[str]:
+    """Modules that stay, as modules.dep names them."""
+    lines = (line.split() for line in (tree / "modules.dep").read_text().splitlines())
+    needs = {name.rstrip(":"): others for name, *others in lines}
+    parts = tuple(f"kernel/{part}" for part in _KEPT)
+    kept = {name for name in needs if name.startswith(parts)}
+    # modules.dep lists indirect dependencies too.
+    return kept | {other for name in kept for other in needs[name]}
 
 
 def depmod(root: Path, version: str) -> None:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The verbs of the lab: virtual hosts to try, demonstrate and test live updates on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pkernfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from pkernfs.lab.machine import HostConfig
+
+_Kernel = Annotated[
+    str, typer.Option("--kernel", metavar="NAME", help="Kernel to boot: 6.12 or 7.3.")
+]
+_Region = Annotated[
+    str, typer.Option("--region", metavar="SIZE", help="Size of the range for pkernfs.")
+]
+_Share = Annotated[
+    Path | None, typer.Option("--share", metavar="DIR", help="Directory to see as /mnt/share.")
+]
+_Ram = Annotated[
+    str | None, typer.Option("--ram", metavar="SIZE", help="RAM of the host; 2G and the region.")
+]
+_Append = Annotated[str, typer.Option("--append", metavar="TEXT", help="More boot line words.")]
+_Systemd = Annotated[bool, typer.Option("--systemd", help="Boot with systemd.")]
+_NoStore = Annotated[bool, typer.Option("--no-store", help="Do not load and mount pkernfs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module."""
+    lab = typer.Typer(
+        name="lab", help="Virtual hosts: image, run, shell, demo.", no_args_is_help=True
+    )
+    lab.command("image")(image)
+    lab.command("run", context_settings={"allow_interspersed_args": False})(run)
+    lab.command("shell")(shell)
+    app.add_typer(lab)
+
+
+def image(
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make it anew.")] = False,
+) -> None:
+    """Make the Debian 13 host image, or say that it is there."""
+    from pkernfs.lab import image as images
+
+    made = images.host_image(rebuild=rebuild)
+    print(f"image: {made.disk}")
+    print(f"kernels: {' '.join(made.kernels)}")
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="Runs as root.")],
+    kernel: _Kernel = "6.12",
+    region: _Region = "1G",
+    share: _Share = None,
+    ram: _Ram = None,
+    append: _Append = "",
+    systemd: _Systemd = False,
+    no_store: _NoStore = False,
+    timeout: Annotated[float, typer.Option(metavar="S", help="Seconds for CMD.")] = 1800,
+) -> None:
+    """Boot a host with pkernfs at /mnt/pkernfs, run CMD in it, exit with its status."""
+    from pkernfs.lab import session
+
+    config = _config(kernel, region, share, ram, append, systemd, no_store)
+    sys.exit(session.run_command(config, command, timeout))
+
+
+def shell(
+    kernel: _Kernel = "6.12",
+    region: _Region = "1G",
+    share: _Share = None,
+    ram: _Ram = None,
+    append: _Append = "",
+    systemd: _Systemd = False,
+    no_store: _NoStore = False,
+) -> None:
+    """Boot a host and work in it. Survives a live update; the host ends with the shell."""
+    from pkernfs.lab import session
+
+    session.shell(_config(kernel, region, share, ram, append, systemd, no_store))
+
+
+def _config(
+    kernel: str,
+    region: str,
+    share: Path | None,
+    ram: str | None,
+    append: str,
+    systemd: bool,
+    no_store: bool,
+) -> HostConfig:
+    from pkernfs.host.ranges import parse_size
+    from pkernfs.lab.machine import HostConfig
+    from pkernfs.lab.memory import Layout
+
+    if share is not None and not share.is_dir():
+        raise UsageError(f"{share} is not a directory", "name one that is there: --share DIR")
+    return HostConfig(
+        kernel=kernel,
+        layout=Layout.of(parse_size(region), parse_size(ram) if ram else None),
+        share=share.resolve() if share else None,
+        append=tuple(append.split()),
+        systemd=systemd,
+        store=not no_store,
+    )

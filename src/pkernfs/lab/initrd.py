@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The small initrd of a lab host: busybox, a handful of modules, one script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pkernfs.lab import cpio, modtree
+from pkernfs.lab.image import HostImage
+
+INSIDE = Path(__file__).parent / "inside"
+_MODULES = ("virtio_pci", "virtio_blk", "ext4", "overlay")
+_APPLETS = ("grep", "insmod", "mkdir", "mount", "poweroff", "sh", "switch_root")
+_FOLDERS = ("base", "changes", "dev", "layer", "proc", "root", "sys")
+
+
+def host_initrd(image: HostImage, version: str) -> bytes:
+    """The initrd for one of the host's kernels, uncompressed.
+
+    :param version: full version of an installed kernel.
+    """
+    entries = [
+        cpio.text("init", (INSIDE / "initrd-init.sh").read_bytes(), executable=True),
+        *busybox(image, _APPLETS),
+    ]
+    entries += modules(image, version, _MODULES)
+    entries += [cpio.Entry(name, 0o040755) for name in _FOLDERS]
+    return cpio.archive(entries)
+
+
+def busybox(image: HostImage, applets: tuple[str, ...]) -> list[cpio.Entry]:
+    """The static busybox and the names it is called by."""
+    program = next(
+        p for p in (image.root / "usr/bin/busybox", image.root / "bin/busybox") if p.exists()
+    )
+    links = [cpio.link(f"bin/{name}", "busybox") for name in applets]
+    return [cpio.copy(program, "bin/busybox"), *links]
+
+
+def modules(image: HostImage, version: str, names: tuple[str, ...]) -> list[cpio.Entry]:
+    """Module files under ``modules/``, and their order of loading in ``modules/order``."""
+    files = modtree.needed(image.root, version, names)
+    order = cpio.text("modules/order", "".join(f"{path.name}\n" for path in files))
+    return [order, *(cpio.copy(path, f"modules/{path.name}") for path in files)]

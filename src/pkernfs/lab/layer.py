@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The layer over the host image: all that changes with our code, made in seconds.
+
+Modules for every kernel, the pkernfs package with its dependencies, initrds, guests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkernfs.errors import PkernfsError
+from pkernfs.lab import build, cache, guests, image, initrd, modtree
+from pkernfs.lab.paths import source_tree
+from pkernfs.lab.progress import step
+
+_PACKAGE_HOME = "usr/lib/pkernfs"
+_LAB_HOME = "usr/lib/pkernfs-lab"
+_PYTHON = "3.13"
+_COMMAND = f"""#!/usr/bin/python3 -I
+# SPDX-License-Identifier: GPL-2.0-only
+import sys
+
+sys.path.insert(0, "/{_PACKAGE_HOME}")
+from pkernfs.cli import main
+
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All that a virtual host boots from.
+
+    :ivar layer: ext4 image that goes over the host image.
+    """
+
+    host: image.HostImage
+    layer: Path
+
+    def initrd(self, version: str) -> Path:
+        """The initrd of a kernel, outside of the image."""
+        return self.layer.parent / initrd_name(version)
+
+
+def initrd_name(version: str) -> str:
+    """File name under the host's /boot."""
+    return f"pkernfs-lab-initrd-{version}"
+
+
+def stack() -> Stack:
+    """Image and layer of the sources as they are now."""
+    host = image.host_image()
+    modules = build.modules()
+    wheels = dependencies()
+    guest_files = guests.build(host)
+    package = source_tree() / "src" / "pkernfs"
+    key = cache.digest(
+        [host.key, modules.home.name, wheels.name, guest_files.name, package, _COMMAND]
+    )
+
+    def make(target: Path) -> None:
+        with step("layer with modules and package"):
+            tree = target / "tree"
+            _install_modules(host, modules, tree)
+            _install_package(package, wheels, tree)
+            _install_lab(host, guest_files, tree)
+            _compile(host, tree)
+            for version in host.kernels:
+                shutil.copyfile(tree / "boot" / initrd_name(version), target / initrd_name(version))
+            image.make_ext4(tree, target / "layer.ext4", label="layer")
+            cache.remove_tree(tree)
+
+    return Stack(host, cache.artifact("layer", key, make, keep=6) / "layer.ext4")
+
+
+def dependencies() -> Path:
+    """The package's dependencies, as installed for the host image's Python."""
+    project = source_tree() / "pyproject.toml"
+
+    def make(target: Path) -> None:
+        with step("Python packages of the host"):
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target)]
+            command += ["--python-version", _PYTHON, "--only-binary=:all:", "--no-compile"]
+            command += _requirements(project)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise PkernfsError(
+                    f"pip failed: {done.stderr.strip()}", "is the package index reachable?"
+                )
+
+    key = cache.digest([_PYTHON, *_requirements(project)])
+    return cache.artifact("wheels", key, make, keep=2)
+
+
+def _requirements(project: Path) -> list[str]:
+    import tomllib
+
+    data = tomllib.loads(project.read_text())
+    return [str(requirement) for requirement in data["project"]["dependencies"]]
+
+
+def _install_modules(host: image.HostImage, modules: build.Modules, tree: Path) -> None:
+    """Add the modules as updates/, with an index of the whole tree of each kernel.
+
+    The index is made over a directory that links to the image's modules.
+    """
+    for version in host.kernels:
+        target = tree / "usr/lib/modules" / version
+        (target / "updates").mkdir(parents=True)
+        for module in modules.of(version):
+            shutil.copyfile(module, target / "updates" / module.name)
+        source = host.root / "usr/lib/modules" / version
+        for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+            if (source / name).exists():
+                shutil.copyfile(source / name, target / name)
+        (target / "kernel").symlink_to(source / "kernel")
+        (tree / "lib").symlink_to("usr/lib")
+        modtree.depmod(tree, version)
+        (tree / "lib").unlink()
+        (target / "kernel").unlink()
+
+
+def _install_package(package: Path, wheels: Path, tree: Path) -> None:
+    home = tree / _PACKAGE_HOME
+    shutil.copytree(wheels, home)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(package, home / "pkernfs", ignore=ignored)
+    command = tree / "usr/bin/pkernfs"
+    command.parent.mkdir(parents=True, exist_ok=True)
+    command.write_text(_COMMAND)
+    command.chmod(0o755)
+
+
+def _install_lab(host: image.HostImage, guest_files: Path, tree: Path) -> None:
+    home = tree / _LAB_HOME
+    shutil.copytree(guest_files, home / "guests")
+    for name in ("host-init.sh", "agent.py"):
+        shutil.copy(initrd.INSIDE / name, home / name)
+    (home / "host-init.sh").chmod(0o755)
+    unit = tree / "etc/systemd/system/pkernfs-lab.service"
+    wanted = unit.parent / "multi-user.target.wants" / unit.name
+    wanted.parent.mkdir(parents=True)
+    shutil.copy(initrd.INSIDE / unit.name, unit)
+    wanted.symlink_to(f"../{unit.name}")
+    (tree / "boot").mkdir()
+    for version in host.kernels:
+        (tree / "boot" / initrd_name(version)).write_bytes(initrd.host_initrd(host, version))
+
+
+def _compile(host: image.HostImage, tree: Path) -> None:
+    """Compile the package with the image's own Python, run through the image's loader."""
+    python = host_python(host)
+    options = ["-q", "-s", str(tree), "-p", "/", "--invalidation-mode", "unchecked-hash"]
+    command = [*python, "-m", "compileall", *options, str(tree / _PACKAGE_HOME)]
+    environment = {**os.environ, "PYTHONHOME": str(host.root / "usr")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise PkernfsError(f"the package does not compile: {done.stdout}{done.stderr}")
+
+
+def host_python(host: image.HostImage) -> list[str]:
+    """The image's Python as a command for this machine (needs PYTHONHOME=<image>/usr)."""
+    libraries = ":".join(
+        str(host.root / folder) for folder in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
+    )
+    loader = host.root / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+    return [str(loader), "--library-path", libraries, str(host.root / f"usr/bin/python{_PYTHON}")]

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A virtual host: a QEMU process, its kernel log, and the line to the agent in it.
+
+    with Machine(HostConfig(kernel="6.12")) as host:
+        host.run(["pkernfs", "doctor"]).check()
+
+Leaving the block ends the process, whatever happened, and fails if the kernel log has
+something that should not be there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from pkernfs.errors import PkernfsError
+from pkernfs.lab import qemu, scan
+from pkernfs.lab.cache import remove_tree
+from pkernfs.lab.console import Console
+from pkernfs.lab.layer import Stack, stack
+from pkernfs.lab.link import Hello, Link, Result, Sink
+from pkernfs.lab.memory import Layout, RangeFile
+from pkernfs.lab.paths import build_root
+
+_SCRATCH_BYTES = 2 << 30
+#: Emulated, on a busy machine, with systemd: minutes, not seconds.
+_BOOT_TIMEOUT_S = 300.0
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """What a virtual host is like.
+
+    :ivar kernel: name of the kernel it boots, such as ``6.12``.
+    :ivar layout: RAM and region.
+    :ivar share: directory that the host sees as /mnt/share; a temporary one by default.
+    :ivar append: more words for the boot line.
+    :ivar systemd: boot the distribution's init instead of the lab's short one.
+    :ivar store: load pkernfs and mount it at /mnt/pkernfs.
+    :ivar allowed: regular expressions of kernel log lines that are expected.
+    :ivar extra: more arguments for QEMU.
+    :ivar cpus: virtual processors.
+    """
+
+    kernel: str = "6.12"
+    layout: Layout = field(default_factory=Layout.of)
+    share: Path | None = None
+    append: tuple[str, ...] = ()
+    systemd: bool = False
+    store: bool = True
+    allowed: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    cpus: int = 2
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the lab dies, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _remove_stale(home: Path) -> None:
+    """Remove the RAM files of labs that were killed."""
+    for path in home.glob("pkernfs-lab-*"):
+        owner = path.name.split("-")[2]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _ram_home(size: int) -> Path:
+    """A directory with room for the RAM file: in memory if it fits."""
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        _remove_stale(shm)
+        state = os.statvfs(shm)
+        if state.f_bavail * state.f_frsize > size:
+            return shm
+    return build_root()
+
+
+class Machine:
+    """A running virtual host. A context manager; see the module's description."""
+
+    def __init__(self, config: HostConfig | None = None, *, on: Stack | None = None) -> None:
+        self.config = config or HostConfig()
+        self.stack = on or stack()
+        self.version = self.stack.host.kernel(self.config.kernel)
+        self._undo = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._seen = 0
+        self.boot_seconds = 0.0
+
+    def __enter__(self) -> Machine:
+        try:
+            self._start()
+            self._wait_boot(1)
+        except BaseException:
+            self._undo.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+        if kind is None:
+            self.check_log()
+
+    # What a test or a verb does with a host
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: bytes = b"",
+        timeout: float = 600,
+        sink: Sink | None = None,
+    ) -> Result:
+        """Run a command in the host as root.
+
+        :param timeout: seconds.
+        :param sink: gets output as it comes, with the stream's number (1 or 2).
+        :returns: its output; the status is None if the host's kernel was replaced meanwhile.
+        :raises PkernfsError: the command can't be started or took too long, or the host died.
+        """
+        self._alive()
+        return self.link.run(argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout, sink=sink)
+
+    def sh(self, script: str, *, timeout: float = 600) -> Result:
+        """Run a shell script in the host; see :meth:`run`."""
+        return self.run(["sh", "-c", script], timeout=timeout)
+
+    def wait_reboot(self, timeout: float = _BOOT_TIMEOUT_S) -> Hello:
+        """Wait for the host's next kernel, the one after the last that was waited for.
+
+        :param timeout: seconds.
+        :raises PkernfsError: it did not come up, or its setup failed.
+        """
+        return self._wait_boot(self._seen + 1, timeout)
+
+    def upload(self, source: Path, name: str | None = None) -> str:
+        """Put a file into the share; its path inside the host."""
+        shutil.copyfile(source, self.share / (name or source.name))
+        return f"/mnt/share/{name or source.name}"
+
+    @property
+    def hello(self) -> Hello:
+        """The agent's word on the kernel that runs now."""
+        return self.link.hellos[-1]
+
+    @property
+    def range_file(self) -> RangeFile:
+        """The region, readable from outside at any moment."""
+        return RangeFile(self.ram_file, self.config.layout.offset, self.config.layout.region)
+
+    @property
+    def problems(self) -> list[str]:
+        """Kernel log lines so far that fail the run."""
+        return scan.findings((line.text for line in self.console.lines), self.config.allowed)
+
+    def check_log(self) -> None:
+        """Look through the kernel log of all boots.
+
+        :raises PkernfsError: it has a line that should not be there.
+        """
+        found = self.problems
+        if found:
+            raise PkernfsError(
+                f"the host's kernel log has {len(found)} bad lines, the first: {found[0].strip()}",
+                f"the log is {self.logs / 'console.log'}",
+            )
+
+    # Start and end
+
+    def _start(self) -> None:
+        undo = self._undo
+        config = self.config
+        self.ram_dir = Path(
+            tempfile.mkdtemp(prefix=f"pkernfs-lab-{os.getpid()}-", dir=_ram_home(config.layout.ram))
+        )
+        undo.callback(remove_tree, self.ram_dir)
+        self.ram_file = self.ram_dir / "ram"
+        self.logs = _new_log_dir()
+        self.share = config.share or self.ram_dir / "share"
+        self.share.mkdir(exist_ok=True)
+        scratch = self.ram_dir / "scratch.ext4"
+        _make_scratch(scratch)
+        with self.ram_file.open("wb") as file:
+            file.truncate(config.layout.ram)
+        pairs = {name: socket.socketpair() for name in qemu.LINES}
+        plan = qemu.Plan(
+            config=config,
+            kernel=self.stack.host.vmlinuz(self.version),
+            initrd=self.stack.initrd(self.version),
+            base=self.stack.host.disk,
+            layer=self.stack.layer,
+            scratch=scratch,
+            ram=self.ram_file,
+            share=self.share,
+            lines={name: theirs.fileno() for name, (_, theirs) in pairs.items()},
+        )
+        self.started = time.monotonic()
+        with (self.logs / "qemu.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                plan.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=list(plan.lines.values()),
+                preexec_fn=_die_with_parent,
+            )
+        undo.callback(self._stop)
+        for _, theirs in pairs.values():
+            theirs.close()
+        self.console = undo.enter_context(Console(pairs["console"][0], self.logs / "console.log"))
+        self.serials = tuple(
+            undo.enter_context(Console(pairs[name][0], self.logs / f"{name}.log"))
+            for name in qemu.SERIALS
+        )
+        self.link = Link(pairs["agent"][0])
+        undo.callback(self.link.close)
+
+    def _stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def _wait_boot(self, count: int, timeout: float = _BOOT_TIMEOUT_S) -> Hello:
+        hello = self.link.wait_hello(count, timeout, self._alive)
+        self._seen = count
+        if count == 1:
+            self.boot_seconds = hello.at - self.started
+        if hello.problems:
+            raise PkernfsError(
+                f"the host came up, but {hello.problems.strip()}",
+                f"the kernel log is {self.logs / 'console.log'}",
+            )
+        return hello
+
+    def _alive(self) -> None:
+        """Raise when the host can't answer any more."""
+        assert self._process is not None
+        status = self._process.poll()
+        if status is not None:
+            said = (self.logs / "qemu.log").read_text(errors="replace").strip()
+            tail = "\n".join(line.text for line in self.console.lines[-15:])
+            raise PkernfsError(
+                f"the host's QEMU ended with status {status}: {said}\n{tail}",
+                f"all it said is in {self.logs}",
+            )
+
+
+def poll(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    """Wait until something holds.
+
+    :param timeout: seconds.
+    :raises PkernfsError: it does not within that time.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise PkernfsError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(0.1)
+
+
+def _make_scratch(path: Path) -> None:
+    """An empty disk that lives as long as the host, kernels come and go."""
+    with path.open("wb") as file:
+        file.truncate(_SCRATCH_BYTES)
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", str(path)]
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+
+
+def _new_log_dir() -> Path:
+    """A directory for this host's logs; ``build/lab/last`` names the newest."""
+    home = build_root() / "lab"
+    home.mkdir(exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    logs = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=home))
+    for old in sorted(path for path in home.iterdir() if path.is_dir() and not path.is_symlink())[
+        :-40
+    ]:
+        shutil.rmtree(old, ignore_errors=True)
+    fresh = home / f".last-{os.getpid()}"
+    fresh.symlink_to(logs.name)
+    fresh.rename(home / "last")
+    return logs

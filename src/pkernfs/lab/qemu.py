@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line of a virtual host's QEMU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pkernfs.lab.machine import HostConfig
+
+PROGRAM = "qemu-system-x86_64"
+#: Serial ports of the host beyond its console: ttyS1, ttyS2, ttyS3.
+SERIALS = ("ttyS1", "ttyS2", "ttyS3")
+LINES = ("console", "agent", *SERIALS)
+AGENT_PORT = "pkernfs.agent"
+
+#: AMD's virtualisation is what QEMU emulates (SVM with nested paging); 1 GiB pages so
+#: that the large mappings of guest RAM are exercised; rdrand so that nobody waits for
+#: entropy.
+_CPU = "qemu64,+svm,+npt,+pdpe1gb,+rdrand"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that goes into the command line.
+
+    :ivar lines: inherited socket descriptors by name, see LINES.
+    """
+
+    config: HostConfig
+    kernel: Path
+    initrd: Path
+    base: Path
+    layer: Path
+    scratch: Path
+    ram: Path
+    share: Path
+    lines: Mapping[str, int]
+
+    def command(self) -> list[str]:
+        """The command, program first."""
+        config = self.config
+        return [
+            PROGRAM,
+            *("-nodefaults", "-no-user-config", "-no-reboot"),
+            *("-display", "none", "-vga", "none", "-nic", "none"),
+            *("-machine", "q35,memory-backend=ram"),
+            *("-accel", "tcg,thread=multi"),
+            *("-cpu", _CPU),
+            *("-smp", str(config.cpus)),
+            *("-m", f"{config.layout.ram >> 20}M"),
+            *("-object", self._ram()),
+            # Before any device that it translates for.
+            *("-device", "intel-iommu,intremap=on"),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
+            *("-append", self.boot_line()),
+            *self._serial_lines(),
+            *self._disk("base", self.base, readonly=True),
+            *self._disk("layer", self.layer, readonly=True),
+            *self._disk("scratch", self.scratch, readonly=False),
+            *("-fsdev", f"local,id=share,path={self.share},security_model=none,multidevs=remap"),
+            *("-device", "virtio-9p-pci,fsdev=share,mount_tag=share"),
+            *config.extra,
+        ]
+
+    def boot_line(self) -> str:
+        """The first kernel's boot line."""
+        config = self.config
+        words = ["console=ttyS0", "loglevel=7", "panic=-1", "intel_iommu=on", "no_timer_check"]
+        # Emulation on a busy machine stands still for seconds at a time.
+        words += ["rcupdate.rcu_cpu_stall_timeout=120", "tsc=reliable"]
+        words += config.layout.boot_words
+        if config.systemd:
+            words.append("pkernfs_lab=systemd")
+        if not config.store:
+            words.append("pkernfs_lab_store=no")
+        return " ".join((*words, *config.append))
+
+    def _ram(self) -> str:
+        size = f"{self.config.layout.ram >> 20}M"
+        return f"memory-backend-file,id=ram,size={size},mem-path={self.ram},share=on"
+
+    def _serial_lines(self) -> list[str]:
+        words = []
+        for name in LINES:
+            words += ["-chardev", f"socket,id={name},fd={self.lines[name]}"]
+        for name in ("console", *SERIALS):
+            words += ["-serial", f"chardev:{name}"]
+        words += ["-device", "virtio-serial-pci,max_ports=2"]
+        words += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
+        return words
+
+    def _disk(self, name: str, file: Path, *, readonly: bool) -> list[str]:
+        # unsafe: no flush reaches this machine's disk; who dies with the lab needs none.
+        drive = f"if=none,id={name},format=raw,file={file},cache=unsafe"
+        drive += ",read-only=on" if readonly else ""
+        return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name},serial={name}"]
