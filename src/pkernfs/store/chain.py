@@ -52,7 +52,7 @@ def _check_header(uuid: bytes, block: int, slot: bytes, report: Report) -> None:
         fault = "wrong checksum"
     elif header["block"] != block:
         fault = f"says block {header['block']}"
-    elif header["reserved"].strip(b"\0"):
+    elif not layout.is_zero(header["reserved"]):
         fault = "reserved bytes that are not zero"
     else:
         return

@@ -8,11 +8,12 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 from pkernfs.errors import PkernfsError
-from pkernfs.store.layout import BLOCK_SIZE, HEADER_SLOT, SLOT_SIZE, SLOTS_PER_BLOCK, WORD
+from pkernfs.store.layout import BLOCK_SIZE, HEADER_SLOT, SLOT_SIZE, WORD
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 _T = TypeVar("_T")
@@ -54,16 +55,14 @@ class Image:
         return bytes(self._bytes(start, start + SLOT_SIZE))
 
     def used_slots(self, block: int) -> list[int]:
-        """Indices of the slots of a metadata block whose first word is not zero.
+        """Indices of the slots before the header whose first word is not zero.
 
         :param block: must lie in the image.
         """
         start = block * BLOCK_SIZE
         words = self._bytes(start, start + BLOCK_SIZE).cast("Q")
         first = words[:: SLOT_SIZE // WORD.size].tolist()
-        if first.count(0) == SLOTS_PER_BLOCK:
-            return []
-        return [index for index, word in enumerate(first[:HEADER_SLOT]) if word]
+        return list(compress(range(HEADER_SLOT), first))
 
     def sequence(self) -> int:
         """A number that changes when the metadata do, as far as that can be known."""

@@ -193,7 +193,7 @@ class _Content:
             self._add(Code.INODE_NAME, f"a name of {length} bytes, {layout.NAME_MAX} can be")
         elif b"\0" in name or b"/" in name or name in (b".", b".."):
             self._add(Code.INODE_NAME, f"{name!r} can't be a name")
-        elif field_[length:].strip(b"\0"):
+        elif not layout.is_zero(field_[length:]):
             self._add(Code.INODE_NAME, "bytes behind the name that are not zero")
         return name
 
@@ -221,7 +221,7 @@ class _Content:
             self._add(Code.INODE_COUNTS, "has extents, but is no file")
 
     def _check_unused(self, used: int) -> None:
-        if self.values["payload"][used:].strip(b"\0"):
+        if not layout.is_zero(self.values["payload"][used:]):
             self._add(Code.INODE_PAYLOAD, "unused payload that is not zero")
 
     def _read_file(self) -> tuple[tuple[Extent, ...], tuple[int, ...]]:
@@ -289,7 +289,7 @@ class _Content:
             return f"sequence {page['seq']}, the inode has {self.values['seq']}"
         if not 1 <= count <= layout.EXTENTS_PER_PAGE:
             return f"{count} extents"
-        if page["reserved"] or page["extents"][count * layout.EXTENT.size :].strip(b"\0"):
+        if page["reserved"] or not layout.is_zero(page["extents"][count * layout.EXTENT.size :]):
             return "unused bytes that are not zero"
         return ""
 

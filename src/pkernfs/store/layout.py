@@ -170,6 +170,11 @@ def is_fixed_slot(slot: int) -> bool:
     return slot % SLOTS_PER_BLOCK == HEADER_SLOT or slot in SUPER_SLOTS
 
 
+def is_zero(data: bytes) -> bool:
+    """Whether there is nothing but zeroes."""
+    return data == bytes(len(data))
+
+
 def super_checksum(slot: bytes | bytearray) -> int:
     """CRC-32 of a super block with its checksum field as zero."""
     return _crc_without(slot, 0, _SUPER_CHECKSUM, 0)

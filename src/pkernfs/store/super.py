@@ -78,7 +78,7 @@ def _copy_fault(slot: bytes) -> str:
 def _report_none(copies: list[bytes], faults: list[str], report: Report) -> None:
     magic = layout.WORD.pack(layout.MAGIC)
     if not any(copy.startswith(magic) for copy in copies):
-        blank = not any(copy.strip(b"\0") for copy in copies)
+        blank = all(map(layout.is_zero, copies))
         text = "there is no store here" + (", all zero" if blank else "")
         report.add(Code.NOT_A_STORE, text)
         return
@@ -108,7 +108,8 @@ def _check_fields(values: dict[str, Any], report: Report) -> None:
         or values["base"] + values["size"] >= 1 << 64,
         f"{values['page_blocks']} blocks of struct pages": values["page_blocks"] >= blocks,
         "label without an end": not _padded(label),
-        "reserved bytes that are not zero": values["reserved0"] or values["reserved"].strip(b"\0"),
+        "reserved bytes that are not zero": values["reserved0"]
+        or not layout.is_zero(values["reserved"]),
     }
     for text, is_wrong in wrong.items():
         if is_wrong:
