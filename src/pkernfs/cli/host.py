@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``pkernfs doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pkernfs.host.machine import DEFAULT_STORE
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The next kernel's bzImage.")
+    ] = None,
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initrd.")] = None,
+    store: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the store is mounted.")
+    ] = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say whether this host can live-update, and what to type where it can't."""
+    from pkernfs.host import doctor as host_doctor
+    from pkernfs.host import kernels
+    from pkernfs.host.machine import Machine
+    from pkernfs.vmm import doctor as vmm_doctor
+
+    machine = Machine()
+    named = kernels.choose(machine, kernel, initrd) if kernel is not None else None
+    target = named or host_doctor.default_kernel(machine)
+    findings = host_doctor.examine(machine, store, target) + vmm_doctor.examine(machine)
+    if as_json:
+        import json
+
+        values = [
+            {"topic": f.topic, "status": f.status.value, "text": f.text, "hint": f.hint}
+            for f in findings
+        ]
+        print(json.dumps({"schema": "pkernfs-doctor/1", "findings": values}, indent=1))
+    else:
+        for finding in findings:
+            hint = f" -> {finding.hint}" if finding.hint else ""
+            print(f"{finding.status.value:<8}{finding.topic:<12}{finding.text}{hint}")
+    if any(finding.status is host_doctor.Status.BLOCKER for finding in findings):
+        raise typer.Exit(1)

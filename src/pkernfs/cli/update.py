@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``pkernfs update``, ``resume`` and ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pkernfs.host.machine import DEFAULT_STORE, Machine
+from pkernfs.vmm.config import Places
+
+if TYPE_CHECKING:
+    from pkernfs.update.plan import Plan
+
+_Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module."""
+    app.command("update")(update)
+    app.command("resume")(resume)
+    app.command("report")(report)
+
+
+def update(
+    kernel: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The next kernel's bzImage; default: the newest other."),
+    ] = None,
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initrd.")] = None,
+    append: Annotated[str, typer.Option(metavar="TEXT", help="More words for its boot line.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, and show what would be done.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")
+    ] = False,
+    store: _Store = DEFAULT_STORE,
+) -> None:
+    """Replace the kernel under the running guests."""
+    from pkernfs.errors import UsageError
+    from pkernfs.update import handover
+
+    if as_json and not dry_run:
+        raise UsageError("--json goes with --dry-run", "after the update: pkernfs report --json")
+    request = handover.Request(kernel, initrd, append)
+    if dry_run:
+        _show(handover.dry_run(Machine(), Places(store), request), as_json)
+        return
+    handover.update(Machine(), Places(store), request, lambda line: print(line, flush=True))
+
+
+def _show(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        import dataclasses
+        import json
+
+        print(json.dumps({"schema": "pkernfs-plan/1", **dataclasses.asdict(plan)}, indent=1))
+        return
+    print(f"kernel     {plan.kernel_before} -> {plan.kernel_after}")
+    print(f"image      {plan.image}")
+    print(f"initrd     {plan.initrd or 'none'}")
+    print(f"boot line  {plan.boot_line}")
+    for guest in plan.guests:
+        print(
+            f"guest      {guest.name}: {guest.ram_bytes >> 20} MiB stay where they are, "
+            f"its state takes at most {guest.state_limit >> 20} MiB"
+        )
+    print("nothing was changed")
+
+
+def resume(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    store: _Store = DEFAULT_STORE,
+) -> None:
+    """In the next kernel: mount the store and bring the guests back."""
+    from pkernfs.update import resume as resuming
+
+    results = resuming.resume(Machine(), Places(store))
+    if as_json:
+        import dataclasses
+        import json
+
+        value = {"schema": "pkernfs-resume/1", "vms": [dataclasses.asdict(r) for r in results]}
+        print(json.dumps(value, indent=1))
+    for result in results:
+        if result.error:
+            typer.echo(f"pkernfs: {result.error}", err=True)
+            typer.echo(f"hint: {result.hint or 'its files are kept: pkernfs resume'}", err=True)
+        elif not as_json:
+            print(f"{result.name} runs again")
+    if any(result.error for result in results):
+        raise typer.Exit(1)
+
+
+def report(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    update_id: Annotated[
+        str | None, typer.Option("--update", metavar="ID", help="Another update than the last.")
+    ] = None,
+    store: _Store = DEFAULT_STORE,
+) -> None:
+    """Show the last update: its phases, and every guest's blackout."""
+    from pkernfs.errors import PkernfsError
+    from pkernfs.host.machine import require_store
+    from pkernfs.update import report as reporting
+    from pkernfs.update.plan import last_update
+
+    machine, places = Machine(), Places(store)
+    require_store(store, machine)
+    chosen = update_id or last_update(places, machine)
+    if chosen is None:
+        raise PkernfsError(f"the store at {store} has no update", "pkernfs update makes one")
+    value = reporting.build(places, chosen)
+    if as_json:
+        import json
+
+        print(json.dumps(value, indent=1))
+        return
+    print(reporting.render(value))

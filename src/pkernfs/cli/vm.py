@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``pkernfs vm``: guests whose memory lies in the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pkernfs.host.machine import DEFAULT_STORE
+
+_Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the guest.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module."""
+    vm = typer.Typer(help="Guests whose memory lies in the store.", no_args_is_help=True)
+    vm.command("start", context_settings={"allow_interspersed_args": True})(start)
+    vm.command("list")(list_)
+    vm.command("stop")(stop)
+    app.add_typer(vm, name="vm")
+
+
+def start(
+    name: _Name,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- QEMU ARGS]", help="QEMU's own: disks, network, consoles."),
+    ] = None,
+    ram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory, e.g. 4G.")] = None,
+    qemu: Annotated[str, typer.Option(metavar="FILE", help="QEMU to run.")] = "qemu-system-x86_64",
+    store: _Store = DEFAULT_STORE,
+) -> None:
+    """Start a guest; without --ram, start one again that was stopped."""
+    from pkernfs.host.machine import require_store
+    from pkernfs.host.ranges import format_size, parse_size
+    from pkernfs.vmm import guests
+    from pkernfs.vmm.config import Guest, Places
+
+    require_store(store)
+    places = Places(store)
+    size = parse_size(ram) if ram is not None else None
+    child = guests.start(places, name, size, arguments or [], qemu=qemu)
+    size = Guest(name, places).config().ram_bytes
+    print(f"{name} runs: {format_size(size)} of memory in {store}, process {child.pid}")
+
+
+def list_(
+    store: _Store = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List the guests of the store."""
+    import dataclasses
+    import json
+
+    from pkernfs.host.machine import require_store
+    from pkernfs.host.ranges import format_size
+    from pkernfs.vmm import guests
+    from pkernfs.vmm.config import Places
+
+    require_store(store)
+    found = guests.list_guests(Places(store))
+    if as_json:
+        value = {"schema": "pkernfs-vms/1", "vms": [dataclasses.asdict(guest) for guest in found]}
+        print(json.dumps(value, indent=1))
+        return
+    for guest in found:
+        process = f"process {guest.pid}" if guest.pid is not None else ""
+        print(f"{guest.name:<20} {guest.state:<12} {format_size(guest.ram_bytes):>8}  {process}")
+
+
+def stop(
+    name: _Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="Switch it off without asking it.")
+    ] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it from the store as well.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="Seconds it may take to shut down.")
+    ] = 60.0,
+    store: _Store = DEFAULT_STORE,
+) -> None:
+    """Shut a guest down. Its memory is given back; how to start it again is kept."""
+    from pkernfs.host.machine import require_store
+    from pkernfs.vmm import guests
+    from pkernfs.vmm.config import Places
+
+    require_store(store)
+    guests.stop(Places(store), name, force=force, delete=delete, timeout=timeout)
+    print(f"{name} is off" + (" and removed" if delete else ""))

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Can this machine live-update? One finding per question, with what to type.
+
+What concerns QEMU is in pkernfs.vmm.doctor.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkernfs.errors import PkernfsError
+from pkernfs.host import kernels, kexec
+from pkernfs.host.bootline import REGION, is_reserved, reserving_word
+from pkernfs.host.kernels import Kernel
+from pkernfs.host.machine import FSTYPE, MODULE, Machine
+from pkernfs.host.ranges import Region
+
+
+class Status(enum.Enum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    NOTE = "note"
+    BLOCKER = "blocker"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question.
+
+    :ivar topic: what was looked at, one word or two.
+    :ivar text: what was found.
+    :ivar hint: what to type; empty when all is well.
+    """
+
+    topic: str
+    status: Status
+    text: str
+    hint: str = ""
+
+
+def ok(topic: str, text: str) -> Finding:
+    return Finding(topic, Status.OK, text)
+
+
+def note(topic: str, text: str, hint: str = "") -> Finding:
+    return Finding(topic, Status.NOTE, text, hint)
+
+
+def blocker(topic: str, text: str, hint: str) -> Finding:
+    return Finding(topic, Status.BLOCKER, text, hint)
+
+
+def _range(machine: Machine) -> Iterator[Finding]:
+    topic = "range"
+    try:
+        regions = machine.regions()
+    except PkernfsError as error:
+        yield blocker(topic, error.what, error.hint)
+        return
+    if not regions:
+        yield blocker(
+            topic,
+            "no range of memory is given to pkernfs",
+            f"add to the boot line: memmap=SIZE$START {REGION}=SIZE!START (in GRUB: \\$)",
+        )
+    for region in regions:
+        yield from _region(machine, region)
+
+
+def _region(machine: Machine, region: Region) -> Iterator[Finding]:
+    span = region.range
+    kinds = {kind for other, kind in machine.boot_line.reservations() if other.overlaps(span)}
+    memory = machine.memory()
+    if any(name == "System RAM" and other.overlaps(span) for other, name in memory):
+        yield blocker(
+            "range",
+            f"{span} overlaps memory that the kernel uses",
+            f"add to the boot line: {reserving_word(region)} (in GRUB: \\$)",
+        )
+    elif any(name.startswith(MODULE) and other.contains(span) for other, name in memory):
+        yield ok("range", f"{span} is claimed by the module")
+    elif machine.module_loaded():
+        yield blocker(
+            "range",
+            f"{span} is not claimed in /proc/iomem",
+            "the kernel log has the module's reason",
+        )
+    if is_reserved(machine.boot_line, region):
+        yield ok("KASLR", f"memmap=...$ keeps the next kernel off {span} too")
+    elif "!" in kinds:
+        yield blocker(
+            "KASLR",
+            f"memmap=...! makes {span} persistent memory, which the pmem driver takes",
+            f"write {reserving_word(region)} instead (in GRUB: \\$)",
+        )
+    elif "%" in kinds:
+        yield blocker(
+            "KASLR",
+            f"KASLR does not avoid {span}: it does not read memmap=...%",
+            f"write {reserving_word(region)} instead (in GRUB: \\$)",
+        )
+    else:
+        yield note(
+            "KASLR",
+            f"the running boot line does not reserve {span}",
+            f"pkernfs update adds {reserving_word(region)}; add it to the boot loader as well",
+        )
+
+
+def _module(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
+    topic = "module"
+    if machine.module_loaded():
+        yield ok(topic, f"{MODULE} is loaded in {machine.kernel}")
+    elif machine.module_file(machine.kernel) is not None:
+        yield blocker(topic, f"{MODULE} is not loaded", f"modprobe {MODULE}")
+    else:
+        yield blocker(
+            topic,
+            f"{MODULE} is not installed for the running kernel {machine.kernel}",
+            f"dkms install {MODULE}/VERSION -k {machine.kernel}",
+        )
+    if kernel is None:
+        return
+    file = machine.module_file(kernel.release)
+    if file is None:
+        yield blocker(
+            topic,
+            f"{MODULE} is not installed for the next kernel {kernel.release}",
+            f"dkms install {MODULE}/VERSION -k {kernel.release}",
+        )
+    elif _must_be_signed(machine) and not _is_signed(file):
+        yield blocker(
+            topic,
+            f"{file} is not signed, and this machine loads signed modules only",
+            "sign it with a key that the machine trusts (see DKMS, mok_signing_key)",
+        )
+    else:
+        yield ok(topic, f"{MODULE} is installed for the next kernel {kernel.release}")
+
+
+def _must_be_signed(machine: Machine) -> bool:
+    enforced = machine.read("sys/module/module/parameters/sig_enforce") == "Y"
+    return enforced or _lockdown(machine) != "none"
+
+
+def _lockdown(machine: Machine) -> str:
+    text = machine.read("sys/kernel/security/lockdown") or "[none]"
+    return text.partition("[")[2].partition("]")[0]
+
+
+def _is_signed(file: Path) -> bool:
+    """Does the module carry a signature (kernel/module/signing.c)? A packed one may."""
+    if file.suffix != ".ko":
+        return True
+    mark = b"~Module signature appended~\n"
+    with file.open("rb") as module:
+        module.seek(max(0, file.stat().st_size - len(mark)))
+        return module.read() == mark
+
+
+def _mount(machine: Machine, store: Path) -> Iterator[Finding]:
+    found = machine.filesystem_of(store)
+    if found == FSTYPE:
+        yield ok("store", f"mounted at {store}")
+    else:
+        yield blocker(
+            "store",
+            f"{store} has a {found} filesystem" if found else f"nothing is mounted at {store}",
+            f"mount -t {FSTYPE} none {store} (pkernfs make first, on a new range)",
+        )
+
+
+def _kexec(machine: Machine) -> Iterator[Finding]:
+    topic = "kexec"
+    if machine.read("sys/kernel/kexec_loaded") is None:
+        yield blocker(topic, "the running kernel has no kexec", "run one with CONFIG_KEXEC_FILE")
+    elif machine.read("proc/sys/kernel/kexec_load_disabled") == "1":
+        yield blocker(
+            topic,
+            "loading a kernel is switched off until the next boot",
+            "remove kernel.kexec_load_disabled=1 from sysctl.d, and reboot",
+        )
+    elif kexec.is_loaded(machine):
+        yield note(topic, "a kernel is loaded already; an update replaces it")
+    else:
+        yield ok(topic, "kernels can be loaded")
+    if os.geteuid() != 0:
+        yield blocker("root", "only root can update the kernel", "sudo pkernfs ...")
+
+
+def _signatures(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
+    config = machine.read(f"boot/config-{machine.kernel}") or ""
+    forced = "CONFIG_KEXEC_SIG_FORCE=y" in config.splitlines()
+    lockdown = _lockdown(machine)
+    if forced or lockdown != "none":
+        why = "the kernel's configuration" if forced else f"lockdown ({lockdown})"
+        which = kernel.image if kernel is not None else "the next kernel"
+        yield note("signatures", f"{why} asks for a signed kernel", f"{which} must be signed")
+    else:
+        yield ok("signatures", "unsigned kernels are taken too")
+
+
+def _next_kernel(kernel: Kernel | None) -> Iterator[Finding]:
+    topic = "next kernel"
+    if kernel is None:
+        yield note(
+            topic,
+            "no other kernel is installed under /boot",
+            "install one, or name it: pkernfs update --kernel FILE --initrd FILE",
+        )
+    elif kernel.initrd is None:
+        yield note(topic, f"{kernel.release} has no initrd", "name one: --initrd FILE")
+    else:
+        yield ok(topic, f"{kernel.release}, {kernel.initrd.name}")
+
+
+def examine(machine: Machine, store: Path, kernel: Kernel | None) -> list[Finding]:
+    """Answer every question; nothing is changed.
+
+    :param store: mount point of the store.
+    :param kernel: the next kernel, if it is known.
+    """
+    return [
+        *_range(machine),
+        *_module(machine, kernel),
+        *_mount(machine, store),
+        *_next_kernel(kernel),
+        *_kexec(machine),
+        *_signatures(machine, kernel),
+    ]
+
+
+def default_kernel(machine: Machine) -> Kernel | None:
+    """The kernel that an update would go to; None when there is none."""
+    try:
+        return kernels.default_target(machine)
+    except PkernfsError:
+        return None

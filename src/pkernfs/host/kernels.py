@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernels that are installed on this machine, and their files."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkernfs.errors import PkernfsError
+from pkernfs.host.machine import Machine
+
+#: Names of an initrd by kernel release, the leanest first: what the machine needs to
+#: come back to its guests counts into their blackout.
+_INITRDS = (
+    "pkernfs-initrd-{}",
+    "pkernfs-lab-initrd-{}",
+    "initrd.img-{}",
+    "initramfs-{}.img",
+    "initrd-{}",
+)
+
+# Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
+_HEADER_MAGIC_AT = 0x202
+_HEADER_VERSION_AT = 0x206
+_KERNEL_VERSION_AT = 0x20E
+_XLOADFLAGS_AT = 0x236
+_XLF_KERNEL_64 = 1
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that can be started.
+
+    :ivar release: like ``uname -r`` in it.
+    :ivar image: its bzImage.
+    :ivar initrd: its initial RAM filesystem, or None to start without one.
+    """
+
+    release: str
+    image: Path
+    initrd: Path | None
+
+
+def image_release(image: Path) -> str:
+    """Release of a bzImage, from its header.
+
+    :raises PkernfsError: the file can't be read or is not a 64-bit x86 bzImage.
+    """
+    try:
+        with image.open("rb") as file:
+            head = file.read(0x10000)
+    except OSError as error:
+        raise PkernfsError(f"can't read the kernel {image}: {error.strerror}") from error
+    problem = PkernfsError(
+        f"{image} is not a kernel image that kexec can load",
+        "name a 64-bit bzImage, e.g. /boot/vmlinuz-VERSION",
+    )
+    if len(head) < 0x300 or head[_HEADER_MAGIC_AT : _HEADER_MAGIC_AT + 4] != b"HdrS":
+        raise problem
+    (version,) = struct.unpack_from("<H", head, _HEADER_VERSION_AT)
+    (flags,) = struct.unpack_from("<H", head, _XLOADFLAGS_AT)
+    if version < 0x020C or not flags & _XLF_KERNEL_64:
+        raise problem
+    (offset,) = struct.unpack_from("<H", head, _KERNEL_VERSION_AT)
+    text = head[offset + 0x200 :].split(b"\0", 1)[0].decode("ascii", "replace")
+    if not offset or not text:
+        raise problem
+    return text.split(" ", 1)[0]
+
+
+def version_key(release: str) -> list[tuple[int, int, str]]:
+    """Sorts kernel releases by age: numbers as numbers."""
+    return [
+        (1, int(part), "") if part.isdigit() else (0, 0, part)
+        for part in re.findall(r"\d+|[a-z]+", release)
+    ]
+
+
+def find_initrd(boot: Path, release: str) -> Path | None:
+    """The initrd of a kernel in ``boot``; None when there is none."""
+    candidates = (boot / name.format(release) for name in _INITRDS)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def installed(machine: Machine) -> list[Kernel]:
+    """Kernels under /boot, the newest first."""
+    boot = machine.root / "boot"
+    found = []
+    for image in boot.glob("vmlinuz-*"):
+        release = image.name.removeprefix("vmlinuz-")
+        found.append(Kernel(release, image, find_initrd(boot, release)))
+    return sorted(found, key=lambda kernel: version_key(kernel.release), reverse=True)
+
+
+def default_target(machine: Machine) -> Kernel:
+    """The newest installed kernel other than the running one.
+
+    :raises PkernfsError: there is none.
+    """
+    running = machine.kernel
+    for kernel in installed(machine):
+        if kernel.release != running:
+            return kernel
+    raise PkernfsError(
+        f"no other kernel than the running {running} is installed under /boot",
+        "install one, or name it: pkernfs update --kernel FILE --initrd FILE",
+    )
+
+
+def choose(machine: Machine, image: Path | None, initrd: Path | None) -> Kernel:
+    """The kernel that an update goes to, its files checked.
+
+    :param image: bzImage named by the user; None for the default.
+    :param initrd: initrd named by the user; None for the one that belongs to the kernel.
+    :raises PkernfsError: a file is missing, unreadable, or not what it should be.
+    """
+    if image is None:
+        kernel = default_target(machine)
+        release = image_release(kernel.image)
+        kernel = Kernel(release, kernel.image, initrd or kernel.initrd)
+    else:
+        release = image_release(image)
+        kernel = Kernel(release, image, initrd or find_initrd(image.parent, release))
+    if kernel.initrd is not None:
+        try:
+            with kernel.initrd.open("rb") as file:
+                empty = not file.read(1)
+        except OSError as error:
+            raise PkernfsError(
+                f"can't read the initrd {kernel.initrd}: {error.strerror}"
+            ) from error
+        if empty:
+            raise PkernfsError(f"the initrd {kernel.initrd} is empty")
+    return kernel

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the running kernel says about itself, and the store's mount."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkernfs.errors import PkernfsError
+from pkernfs.host.bootline import MARKER, BootLine
+from pkernfs.host.ranges import Range, Region, parse_iomem, parse_regions
+
+MODULE = "pkernfs"
+FSTYPE = "pkernfs"
+DEFAULT_STORE = Path("/mnt/pkernfs")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine seen through its file tree.
+
+    :ivar root: where the tree begins; another one than ``/`` only in tests.
+    """
+
+    root: Path = Path("/")
+
+    def read(self, path: str) -> str | None:
+        """Text of a file, stripped; None when it can't be read."""
+        try:
+            return (self.root / path).read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return None
+
+    @property
+    def kernel(self) -> str:
+        """Release of the running kernel, like ``uname -r``."""
+        return self.read("proc/sys/kernel/osrelease") or os.uname().release
+
+    @property
+    def boot_id(self) -> str:
+        """A random id, new at every start of a kernel."""
+        return self.read("proc/sys/kernel/random/boot_id") or ""
+
+    @property
+    def boot_line(self) -> BootLine:
+        """The running kernel's boot line."""
+        return BootLine.parse(self.read("proc/cmdline") or "")
+
+    @property
+    def update_marker(self) -> str | None:
+        """Id of the update that started this kernel; None when none did."""
+        values = self.boot_line.values(MARKER)
+        return values[-1] if values else None
+
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of the loaded module, or else those of the boot line.
+
+        The module's own word counts: modprobe may have it from a configuration file.
+        """
+        parameter = self.read(f"sys/module/{MODULE}/parameters/region")
+        if parameter and parameter != "(null)":
+            return parse_regions(parameter)
+        return self.boot_line.regions()
+
+    def memory(self) -> list[tuple[Range, str]]:
+        """The physical address space as /proc/iomem shows it to root."""
+        return parse_iomem(self.read("proc/iomem") or "")
+
+    def module_loaded(self) -> bool:
+        """Is pkernfs.ko in the running kernel?"""
+        return (self.root / "sys/module" / MODULE).is_dir()
+
+    def module_file(self, release: str) -> Path | None:
+        """The module's file for a kernel; None when it is not installed for it."""
+        for tree in ("lib/modules", "usr/lib/modules"):
+            for suffix in ("", ".xz", ".zst", ".gz"):
+                found = sorted((self.root / tree / release).glob(f"**/{MODULE}.ko{suffix}"))
+                if found:
+                    return found[0]
+        return None
+
+    def filesystem_of(self, path: Path) -> str | None:
+        """Type of the filesystem that is mounted at exactly ``path``; None when none is."""
+        # Octal escapes of proc_pid_mountinfo(5); a mount point of ours needs none.
+        for line in reversed((self.read("proc/self/mountinfo") or "").splitlines()):
+            match = re.match(r"\S+ \S+ \S+ \S+ (\S+) .*? - (\S+) ", line)
+            if match and match[1] == str(path):
+                return match[2]
+        return None
+
+
+def require_store(store: Path, machine: Machine | None = None) -> None:
+    """Make sure that a store is mounted.
+
+    :raises PkernfsError: there is none at ``store``.
+    """
+    found = (machine or Machine()).filesystem_of(store)
+    if found != FSTYPE:
+        what = f"is a {found} filesystem" if found else "is not a mount point"
+        raise PkernfsError(
+            f"no store at {store}: it {what}",
+            f"mount it: mount -t {FSTYPE} none {store} (pkernfs doctor says what is missing)",
+        )
+
+
+def mount_store(store: Path, machine: Machine | None = None) -> bool:
+    """Load the module and mount the store, whichever of both is not done yet.
+
+    :returns: True when this call mounted it.
+    :raises PkernfsError: the module or the mount failed; carries the kernel's reason.
+    """
+    machine = machine or Machine()
+    if machine.filesystem_of(store) == FSTYPE:
+        return False
+    if not machine.module_loaded():
+        done = subprocess.run(["modprobe", MODULE], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise PkernfsError(
+                f"the kernel module does not load: {done.stderr.strip()}",
+                f"the kernel log has the reason; the module must be installed for {machine.kernel}",
+            )
+    store.mkdir(parents=True, exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"none", os.fsencode(store), FSTYPE.encode(), 0, None):
+        reason = os.strerror(ctypes.get_errno())
+        raise PkernfsError(
+            f"the store can't be mounted at {store}: {reason}",
+            "the kernel log has the reason; pkernfs check names damage; nothing was changed",
+        )
+    return True

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The update up to the jump into the next kernel, and the way back if it does not come to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from pkernfs.errors import PkernfsError
+from pkernfs.host import doctor, kernels, kexec
+from pkernfs.host.kernels import Kernel
+from pkernfs.host.machine import Machine, require_store
+from pkernfs.update import plan as planning
+from pkernfs.update.lock import update_lock
+from pkernfs.update.plan import Plan
+from pkernfs.update.quiesce import cancelled_by_signals, quiesced
+from pkernfs.update.timeline import Timeline
+from pkernfs.vmm import doctor as vmm_doctor
+from pkernfs.vmm.config import Places
+from pkernfs.vmm.monitor import Monitor, monitor
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    :ivar image: the next kernel; None for the newest installed one but the running.
+    :ivar initrd: its initrd; None for the one that belongs to it.
+    :ivar append: more words for its boot line.
+    """
+
+    image: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+
+
+def check_host(machine: Machine, kernel: Kernel, places: Places) -> None:
+    """Refuse an update that doctor calls impossible.
+
+    :raises PkernfsError: the first thing that is wrong, and what to do about it.
+    """
+    require_store(places.store, machine)
+    findings = doctor.examine(machine, places.store, kernel) + vmm_doctor.examine(machine)
+    for finding in findings:
+        if finding.status is doctor.Status.BLOCKER:
+            raise PkernfsError(finding.text, finding.hint)
+
+
+async def _plan(
+    machine: Machine, places: Places, request: Request, stack: contextlib.AsyncExitStack
+) -> tuple[Plan, list[Monitor]]:
+    """Check everything; the sessions with all guests stay open on ``stack``."""
+    kernel = kernels.choose(machine, request.image, request.initrd)
+    check_host(machine, kernel, places)
+    sessions = []
+    for guest in planning.running_guests(places):
+        sessions.append(await stack.enter_async_context(monitor(guest)))
+    guests = tuple([await planning.plan_guest(session) for session in sessions])
+    planning.check_space(places, guests)
+    return planning.make(machine, kernel, guests, request.append), sessions
+
+
+def dry_run(machine: Machine, places: Places, request: Request) -> Plan:
+    """Make all checks and return what an update would do.
+
+    :raises PkernfsError: an update would not work.
+    """
+
+    async def check() -> Plan:
+        async with contextlib.AsyncExitStack() as stack:
+            plan, _ = await _plan(machine, places, request, stack)
+            return plan
+
+    with update_lock(places):
+        return asyncio.run(check())
+
+
+def _jump(machine: Machine, timeline: Timeline) -> None:
+    """Start the loaded kernel; from here on no signal ends this program.
+
+    :raises PkernfsError: the kernel refuses. There is no other way to return.
+    """
+    blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        with kexec.frozen_filesystems(machine):
+            timeline.mark("end", "hand over")
+            timeline.mark("begin", "kernel")
+            timeline.close()
+            kexec.jump()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+async def _update(
+    machine: Machine, places: Places, request: Request, say: Callable[[str], None]
+) -> None:
+    timeline = Timeline(machine)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(cancelled_by_signals())
+        with timeline.phase("check"):
+            plan, sessions = await _plan(machine, places, request, stack)
+        path = planning.write(places, plan)
+        timeline.open(path / "timeline.jsonl")
+        stack.callback(timeline.close)
+        say(f"update {plan.update}: {plan.kernel_before} -> {plan.kernel_after}")
+        try:
+            kernel = Kernel(
+                plan.kernel_after, Path(plan.image), Path(plan.initrd) if plan.initrd else None
+            )
+            with timeline.phase("load"):
+                stack.enter_context(kexec.loaded(kernel, plan.boot_line))
+            say(f"kernel loaded; pausing {len(sessions)} guest(s)")
+            await _leave(machine, plan, sessions, timeline)
+        except BaseException as error:
+            timeline.open(path / "timeline.jsonl")
+            timeline.mark("outcome", "rolled back", text=str(error))
+            raise
+
+
+async def _leave(machine: Machine, plan: Plan, sessions: list[Monitor], timeline: Timeline) -> None:
+    async with quiesced(sessions, plan, timeline):
+        timeline.mark("begin", "hand over")
+        _jump(machine, timeline)
+
+
+def update(
+    machine: Machine, places: Places, request: Request, say: Callable[[str], None]
+) -> NoReturn:
+    """Replace the running kernel under the guests. Returns only by an error.
+
+    :param say: shows one line of progress. Nothing is said once guests are paused.
+    :raises PkernfsError: it failed, nothing has changed, and all guests run on.
+    """
+    with update_lock(places):
+        try:
+            asyncio.run(_update(machine, places, request, say))
+        except asyncio.CancelledError as error:
+            raise PkernfsError(f"{error or 'interrupted'}; nothing was changed") from error
+    raise AssertionError("an update came back without an error")

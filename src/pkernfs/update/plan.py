@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an update is going to do, checked before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pkernfs.errors import PkernfsError
+from pkernfs.files import read_json, write_atomic, write_json
+from pkernfs.host.bootline import next_boot_line
+from pkernfs.host.kernels import Kernel
+from pkernfs.host.machine import Machine
+from pkernfs.host.ranges import format_size
+from pkernfs.vmm.config import Guest, Places, all_guests
+from pkernfs.vmm.process import running
+
+if TYPE_CHECKING:
+    from pkernfs.vmm.monitor import Monitor
+
+PLAN_SCHEMA = "pkernfs-update/1"
+
+#: What a saved state takes beyond the memory that is in it, and the store's unit.
+_STATE_MARGIN = 8 << 20
+
+#: Updates whose records stay in the store.
+_KEPT_UPDATES = 5
+
+
+@dataclass(frozen=True)
+class PlannedGuest:
+    """A guest that an update pauses.
+
+    :ivar state_limit: bytes that its saved state may take at most.
+    """
+
+    name: str
+    ram_bytes: int
+    state_limit: int
+    was_running: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An update, decided.
+
+    :ivar update: its id.
+    :ivar boot_line: the next kernel's.
+    """
+
+    update: str
+    kernel_before: str
+    boot_id_before: str
+    kernel_after: str
+    image: str
+    initrd: str | None
+    boot_line: str
+    guests: tuple[PlannedGuest, ...]
+
+
+def new_id() -> str:
+    """An id for an update: the time, and some chance in case that the clock was set back."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+
+
+def directory(places: Places, update: str) -> Path:
+    """Where the records of an update lie."""
+    return places.updates / update
+
+
+def write(places: Places, plan: Plan) -> Path:
+    """Keep the plan in the store, as the last one.
+
+    :returns: the directory of the update's records.
+    """
+    path = directory(places, plan.update)
+    path.mkdir(parents=True, mode=0o700)
+    write_json(path / "plan.json", {"schema": PLAN_SCHEMA, **dataclasses.asdict(plan)})
+    write_atomic(places.updates / "last", plan.update + "\n")
+    _forget_old(places)
+    return path
+
+
+def _forget_old(places: Places) -> None:
+    old = sorted(path for path in places.updates.iterdir() if path.is_dir())
+    for path in old[:-_KEPT_UPDATES]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read(places: Places, update: str) -> Plan:
+    """Read a plan back.
+
+    :raises PkernfsError: there is no such update, or its file can't be used.
+    """
+    path = directory(places, update) / "plan.json"
+    value = read_json(path, PLAN_SCHEMA)
+    del value["schema"]
+    try:
+        value["guests"] = tuple(PlannedGuest(**guest) for guest in value["guests"])
+        return Plan(**value)
+    except (TypeError, KeyError) as error:
+        raise PkernfsError(f"{path} is incomplete: {error}") from error
+
+
+def last_update(places: Places, machine: Machine) -> str | None:
+    """Id of the update that started this kernel, or else of the last one that was tried."""
+    marker = machine.update_marker
+    if marker is not None and directory(places, marker).is_dir():
+        return marker
+    try:
+        return (places.updates / "last").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def running_guests(places: Places) -> list[Guest]:
+    """The guests that an update has to take along."""
+    return [guest for guest in all_guests(places) if running(guest) is not None]
+
+
+async def plan_guest(session: Monitor) -> PlannedGuest:
+    """Check that a guest can be paused and saved.
+
+    :raises PkernfsError: it can't.
+    """
+    from pkernfs.vmm.monitor import prepare, why_not_saved
+
+    guest = session.guest
+    await prepare(session)
+    reason = await why_not_saved(session)
+    if reason is not None:
+        raise PkernfsError(
+            f"guest {guest.name} can't be saved: {reason}",
+            "remove that device, or switch the guest off for the update",
+        )
+    config = guest.config()
+    size = guest.ram.stat().st_size
+    if size != config.ram_bytes:
+        raise PkernfsError(f"guest {guest.name}: {guest.ram} has {size} bytes")
+    limit = await session.other_memory() + _STATE_MARGIN
+    return PlannedGuest(guest.name, config.ram_bytes, limit, await session.is_running())
+
+
+def check_space(places: Places, guests: tuple[PlannedGuest, ...]) -> None:
+    """Make sure that all saved states fit into the store.
+
+    :raises PkernfsError: they might not.
+    """
+    room = os.statvfs(places.store)
+    free = room.f_bavail * room.f_frsize
+    needed = sum(guest.state_limit for guest in guests) + _STATE_MARGIN
+    if free < needed:
+        raise PkernfsError(
+            f"the store has {format_size(free)} free, the state of the guests may take "
+            f"{needed >> 20} MiB",
+            "stop a guest, or remove its files: pkernfs vm stop NAME --delete",
+        )
+
+
+def make(machine: Machine, kernel: Kernel, guests: tuple[PlannedGuest, ...], append: str) -> Plan:
+    """Put the plan together.
+
+    :param append: more words for the next kernel's boot line.
+    :raises PkernfsError: the boot line can't be written.
+    """
+    update = new_id()
+    line = next_boot_line(machine.boot_line, machine.regions(), update, append)
+    return Plan(
+        update=update,
+        kernel_before=machine.kernel,
+        boot_id_before=machine.boot_id,
+        kernel_after=kernel.release,
+        image=str(kernel.image),
+        initrd=str(kernel.initrd) if kernel.initrd else None,
+        boot_line=str(line),
+        guests=guests,
+    )

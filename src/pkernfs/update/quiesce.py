@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pausing and saving guests, in such a way that leaving the block lets them run on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from pkernfs.errors import PkernfsError
+from pkernfs.update.plan import Plan, PlannedGuest
+from pkernfs.update.timeline import Timeline
+from pkernfs.vmm.config import Saved
+from pkernfs.vmm.monitor import Monitor, go_on, save
+
+#: How long a guest may take to stop and be saved (seconds).
+SAVE_S = 60.0
+
+
+async def let_run(session: Monitor, planned: PlannedGuest) -> None:
+    """Let a guest run on, and forget what was saved of it.
+
+    :raises PkernfsError: QEMU does not let it.
+    """
+    await go_on(session, run=planned.was_running)
+    session.guest.forget_saved()
+
+
+async def _quiesce(
+    session: Monitor, planned: PlannedGuest, update: str, timeline: Timeline
+) -> None:
+    guest = session.guest
+    timeline.mark("begin", "pause", guest.name)
+    stopped, done = await save(session, guest.state, SAVE_S)
+    stopped_ns = stopped.real_ns if stopped else None
+    timeline.mark("end", "pause", guest.name, real_ns=stopped_ns)
+    timeline.mark("begin", "save", guest.name, real_ns=stopped_ns)
+    if stopped is not None:
+        timeline.mark("moment", "stopped", guest.name, real_ns=stopped.real_ns)
+    timeline.mark("end", "save", guest.name, real_ns=done.real_ns)
+    size = guest.state.stat().st_size
+    if size > planned.state_limit:
+        raise PkernfsError(
+            f"guest {guest.name}: its saved state has {size >> 20} MiB, so its memory is in it"
+        )
+    timeline.mark("moment", "state bytes", guest.name, text=str(size))
+    guest.write_saved(Saved(update, stopped is not None, size))
+
+
+@contextlib.asynccontextmanager
+async def quiesced(
+    sessions: Sequence[Monitor], plan: Plan, timeline: Timeline
+) -> AsyncIterator[None]:
+    """Have all guests of the plan paused and saved within the block.
+
+    Whichever way the block is left, the guests run on: only a new kernel does not come
+    back here.
+
+    :raises PkernfsError: a guest can't be saved, or one can't run on.
+    """
+    planned = {guest.name: guest for guest in plan.guests}
+    pairs = [(session, planned[session.guest.name]) for session in sessions]
+    try:
+        tasks = [
+            asyncio.ensure_future(_quiesce(session, guest, plan.update, timeline))
+            for session, guest in pairs
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        yield
+    finally:
+        results = await asyncio.gather(
+            *(let_run(session, guest) for session, guest in pairs), return_exceptions=True
+        )
+        failed = [str(result) for result in results if isinstance(result, Exception)]
+        if failed:
+            raise PkernfsError(
+                "after the update was given up, not every guest runs on: " + "; ".join(failed),
+                "pkernfs vm list shows them; pkernfs resume tries again",
+            )
+
+
+@contextlib.contextmanager
+def cancelled_by_signals() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP cancel the current task, once, within the block."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    begun = time.monotonic()
+    given_up = False
+
+    def give_up() -> None:
+        # A second signal must not interrupt the way back.
+        nonlocal given_up
+        if not given_up:
+            given_up = True
+            task.cancel(f"interrupted after {time.monotonic() - begun:.1f} s")
+
+    for number in numbers:
+        loop.add_signal_handler(number, give_up)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

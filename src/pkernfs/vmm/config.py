@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the store keeps of a guest: all that the next kernel needs to start it again.
+
+::
+
+    STORE/vms/NAME/config.json   this module's GuestConfig
+    STORE/vms/NAME/ram           the guest's memory, mapped by QEMU
+    STORE/vms/NAME/state         its devices, written by QEMU for an update
+    STORE/vms/NAME/saved.json    "state" is complete: the guest waits to be resumed
+    RUN/NAME/                    socket, process and log of the running QEMU
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pkernfs.errors import PkernfsError, UsageError
+from pkernfs.files import read_json, sync_directory, write_json
+from pkernfs.host.machine import DEFAULT_STORE
+
+CONFIG_SCHEMA = "pkernfs-vm/1"
+SAVED_SCHEMA = "pkernfs-saved/1"
+
+#: Short enough for the path of a unix socket (108 bytes, unix(7)), and for a directory.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where guests live.
+
+    :ivar store: mount point of the store.
+    :ivar run: directory for what ends with the running kernel.
+    """
+
+    store: Path = DEFAULT_STORE
+    run: Path = Path("/run/pkernfs")
+
+    @property
+    def vms(self) -> Path:
+        """One directory per guest."""
+        return self.store / "vms"
+
+    @property
+    def updates(self) -> Path:
+        """One directory per update."""
+        return self.store / "updates"
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if a guest can be called so.
+
+    :raises UsageError: it can't.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"{name!r} can't be the name of a guest",
+            "use up to 48 letters, digits, and _ . - (not first)",
+        )
+    return name
+
+
+def _members(kind: type[Any], value: dict[str, Any], path: Path) -> dict[str, Any]:
+    wanted = {field.name for field in dataclasses.fields(kind)}
+    if missing := wanted - value.keys():
+        raise PkernfsError(f"{path} lacks {', '.join(sorted(missing))}")
+    return {name: value[name] for name in wanted}
+
+
+@dataclass(frozen=True)
+class GuestConfig:
+    """Everything needed to start a guest again.
+
+    :ivar ram_bytes: size of its memory.
+    :ivar qemu: absolute path of the QEMU binary.
+    :ivar qemu_version: version that the guest was started with, e.g. "11.1.3".
+    :ivar machine: versioned machine type; an alias could mean another machine next time.
+    :ivar arguments: all of QEMU's arguments, but those that belong to one start only.
+    :ivar directory: working directory, for relative paths in the arguments.
+    """
+
+    name: str
+    ram_bytes: int
+    qemu: str
+    qemu_version: str
+    machine: str
+    arguments: tuple[str, ...]
+    directory: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The guest's devices are in the file ``state``, its memory is at rest.
+
+    :ivar update: id of the update that saved it.
+    :ivar was_running: whether its processors ran when it was paused.
+    :ivar state_bytes: size of the file ``state``.
+    """
+
+    update: str
+    was_running: bool
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest's files; says nothing of whether it exists."""
+
+    name: str
+    places: Places
+
+    @property
+    def directory(self) -> Path:
+        """All that must outlive the kernel."""
+        return self.places.vms / self.name
+
+    @property
+    def runtime(self) -> Path:
+        """All that ends with the kernel."""
+        return self.places.run / self.name
+
+    @property
+    def config_file(self) -> Path:
+        """See :class:`GuestConfig`."""
+        return self.directory / "config.json"
+
+    @property
+    def ram(self) -> Path:
+        """The guest's memory."""
+        return self.directory / "ram"
+
+    @property
+    def state(self) -> Path:
+        """The guest's devices, as QEMU's migration stream."""
+        return self.directory / "state"
+
+    @property
+    def saved_file(self) -> Path:
+        """See :class:`Saved`."""
+        return self.directory / "saved.json"
+
+    @property
+    def socket(self) -> Path:
+        """QMP socket of the running QEMU."""
+        return self.runtime / "qmp.sock"
+
+    @property
+    def log(self) -> Path:
+        """What QEMU printed."""
+        return self.runtime / "qemu.log"
+
+    def exists(self) -> bool:
+        """Is there such a guest in the store, running or not?"""
+        return self.config_file.exists()
+
+    def config(self) -> GuestConfig:
+        """Read how to start the guest.
+
+        :raises PkernfsError: no such guest, or its file can't be used.
+        """
+        if not self.exists():
+            raise PkernfsError(f"there is no guest {self.name}", "pkernfs vm list names them")
+        value = read_json(self.config_file, CONFIG_SCHEMA)
+        members = _members(GuestConfig, value, self.config_file)
+        members["arguments"] = tuple(members["arguments"])
+        return GuestConfig(**members)
+
+    def write_config(self, config: GuestConfig) -> None:
+        """Keep how to start the guest."""
+        write_json(self.config_file, {"schema": CONFIG_SCHEMA, **dataclasses.asdict(config)})
+
+    def saved(self) -> Saved | None:
+        """What an update saved; None when the guest does not wait to be resumed.
+
+        :raises PkernfsError: the file can't be used.
+        """
+        if not self.saved_file.exists():
+            return None
+        value = read_json(self.saved_file, SAVED_SCHEMA)
+        return Saved(**_members(Saved, value, self.saved_file))
+
+    def write_saved(self, saved: Saved) -> None:
+        """Declare the file ``state`` complete."""
+        write_json(self.saved_file, {"schema": SAVED_SCHEMA, **dataclasses.asdict(saved)})
+
+    def forget_saved(self) -> None:
+        """Remove what an update saved: the guest runs again."""
+        self.saved_file.unlink(missing_ok=True)
+        sync_directory(self.directory)
+        self.state.unlink(missing_ok=True)
+
+
+def all_guests(places: Places) -> Iterator[Guest]:
+    """Every guest of the store, by name."""
+    for config in sorted(places.vms.glob("*/config.json")):
+        yield Guest(config.parent.name, places)

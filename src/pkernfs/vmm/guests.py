@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guests of this host: start one, list them, stop one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkernfs.errors import PkernfsError
+from pkernfs.files import sync_directory
+from pkernfs.host.machine import Machine
+from pkernfs.host.ranges import format_size
+from pkernfs.vmm import command, process
+from pkernfs.vmm.config import Guest, GuestConfig, Places, all_guests, check_name
+
+#: Guest memory is given to the guest in units of what the store hands out.
+RAM_UNIT = 2 << 20
+
+#: Until QEMU greets (seconds): under emulation its start alone takes many.
+START_S = 120.0
+
+
+@dataclass(frozen=True)
+class GuestStatus:
+    """One line of ``pkernfs vm list``.
+
+    :ivar state: "running", "paused", QEMU's own word for another state, "saved" (waits to
+        be resumed after an update), "off", or "unreachable".
+    """
+
+    name: str
+    state: str
+    ram_bytes: int
+    pid: int | None
+
+
+def struct_pages(machine: Machine) -> bool:
+    """Has the store's memory a ``struct page``, so that O_DIRECT can reach it?
+
+    Asked of the module in the running kernel; a module that does not say has none.
+    """
+    names = machine.root / "sys/fs/pkernfs"
+    answers = [path.read_text(encoding="ascii").strip() for path in names.glob("*/pages")]
+    return bool(answers) and all(answer == "1" for answer in answers)
+
+
+def plan_config(
+    guest: Guest, ram_bytes: int, arguments: Sequence[str], qemu: str, machine: Machine
+) -> GuestConfig:
+    """Everything about a guest that is decided before it is started.
+
+    :param ram_bytes: size of its memory.
+    :param arguments: the user's part of QEMU's arguments.
+    :param qemu: name or path of the QEMU binary.
+    :raises PkernfsError: something can't work; says what to write instead.
+    """
+    if ram_bytes <= 0 or ram_bytes % RAM_UNIT:
+        raise PkernfsError(
+            f"a guest can't have {ram_bytes} bytes of memory",
+            f"its size must be a multiple of {format_size(RAM_UNIT)}",
+        )
+    command.check_arguments(arguments)
+    if not struct_pages(machine):
+        command.check_direct_io(arguments)
+    binary = process.find_qemu(qemu)
+    version = process.qemu_version(binary)
+    if process.version_tuple(version) < process.MIN_VERSION:
+        wanted = ".".join(str(part) for part in process.MIN_VERSION)
+        raise PkernfsError(
+            f"{binary} is version {version}, which can't save a guest for an update",
+            f"it takes {wanted} or newer; Debian 13 has it in trixie-backports",
+        )
+    kind = process.versioned_machine(binary, command.last_value(arguments, "machine", "M") or "q35")
+    return GuestConfig(
+        name=guest.name,
+        ram_bytes=ram_bytes,
+        qemu=str(binary),
+        qemu_version=version,
+        machine=kind.partition(",")[0],
+        arguments=command.base_arguments(
+            guest.name, str(guest.ram), ram_bytes, kind, _accelerator(arguments, machine), arguments
+        ),
+        directory=str(Path.cwd()),
+    )
+
+
+def _accelerator(arguments: Sequence[str], machine: Machine) -> str:
+    chosen = command.last_value(arguments, "accel")
+    if chosen is not None:
+        return chosen
+    return "kvm" if os.access(machine.root / "dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+def allocate_ram(path: Path, size: int) -> None:
+    """Make the file of a guest's memory, all of it allocated and zero.
+
+    :param size: bytes.
+    :raises PkernfsError: the store has not that much room; nothing is left behind.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        path.unlink()
+        if error.errno != errno.ENOSPC:
+            raise PkernfsError(f"can't allocate {path}: {error.strerror}") from error
+        room = os.statvfs(path.parent)
+        free = room.f_bavail * room.f_frsize
+        raise PkernfsError(
+            f"no room for {format_size(size)} of guest memory: the store has {free >> 20} MiB free",
+            "take a smaller --ram, or stop and delete another guest (pkernfs vm list)",
+        ) from error
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _new_directory(guest: Guest) -> Iterator[None]:
+    """The guest's directory in the store; as it was before if the block fails."""
+    before = guest.config() if guest.exists() else None
+    guest.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        yield
+    except BaseException:
+        guest.ram.unlink(missing_ok=True)
+        if before is not None:
+            guest.write_config(before)
+        else:
+            shutil.rmtree(guest.directory, ignore_errors=True)
+        raise
+
+
+def check_startable(guest: Guest) -> None:
+    """Refuse to start a guest that runs, or that waits to be resumed.
+
+    :raises PkernfsError: see above.
+    """
+    if process.running(guest) is not None:
+        raise PkernfsError(f"guest {guest.name} runs already", "pkernfs vm list shows it")
+    if guest.exists() and guest.saved() is not None:
+        raise PkernfsError(
+            f"guest {guest.name} was saved by an update and waits to be resumed",
+            "pkernfs resume continues it; to give it up: "
+            f"pkernfs vm stop {guest.name} --force --delete",
+        )
+
+
+def start(
+    places: Places,
+    name: str,
+    ram_bytes: int | None,
+    arguments: Sequence[str],
+    *,
+    qemu: str = process.DEFAULT_QEMU,
+    machine: Machine | None = None,
+) -> process.Process:
+    """Start a guest whose memory and configuration lie in the store.
+
+    :param ram_bytes: size of its memory; None to start a guest again that was stopped.
+    :param arguments: the user's part of QEMU's arguments.
+    :raises PkernfsError: it can't be started; nothing is left behind.
+    """
+    guest = Guest(check_name(name), places)
+    machine = machine or Machine()
+    check_startable(guest)
+    if ram_bytes is None:
+        if arguments or not guest.exists():
+            raise PkernfsError(f"guest {name} needs a size", f"pkernfs vm start {name} --ram 1G")
+        config = guest.config()
+    else:
+        config = plan_config(guest, ram_bytes, arguments, qemu, machine)
+    with _new_directory(guest):
+        allocate_ram(guest.ram, config.ram_bytes)
+        # Before QEMU runs: a guest that runs and that no update knows of would be lost.
+        guest.write_config(config)
+        sync_directory(places.vms)
+        child = process.spawn(guest, config, incoming=False)
+        asyncio.run(_until_up(guest, child))
+    return child
+
+
+async def _until_up(guest: Guest, child: process.Process) -> None:
+    """Wait until QEMU runs the guest; end QEMU when it does not."""
+    from pkernfs.vmm.monitor import monitor
+
+    try:
+        async with monitor(guest, START_S) as session:
+            await session.status()
+    except BaseException:
+        process.kill(child)
+        raise
+
+
+async def status_of(guest: Guest) -> GuestStatus:
+    """What a guest is doing."""
+    from pkernfs.vmm.monitor import monitor
+
+    config = guest.config()
+    child = process.running(guest)
+    if child is None:
+        state = "saved" if guest.saved() is not None else "off"
+        return GuestStatus(guest.name, state, config.ram_bytes, None)
+    try:
+        async with monitor(guest, 5) as session:
+            state = await session.status()
+    except PkernfsError:
+        state = "unreachable"
+    return GuestStatus(guest.name, state, config.ram_bytes, child.pid)
+
+
+def list_guests(places: Places) -> list[GuestStatus]:
+    """What each guest is doing, by name."""
+
+    async def ask() -> list[GuestStatus]:
+        return list(await asyncio.gather(*(status_of(guest) for guest in all_guests(places))))
+
+    return asyncio.run(ask())
+
+
+def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float = 60.0) -> None:
+    """Switch a guest off.
+
+    Its memory means nothing then and is given back; how to start it again is kept,
+    unless it is deleted.
+
+    :param force: end QEMU at once instead of asking the guest to shut down.
+    :param delete: remove the guest from the store.
+    :param timeout: seconds that the guest may take to shut down.
+    :raises PkernfsError: there is no such guest, or it did not shut down.
+    """
+    guest = Guest(check_name(name), places)
+    guest.config()
+    child = process.running(guest)
+    if child is None and guest.saved() is not None and not (force and delete):
+        raise PkernfsError(
+            f"guest {name} was saved by an update and waits to be resumed",
+            f"pkernfs resume continues it; to give it up: pkernfs vm stop {name} --force --delete",
+        )
+    if child is not None:
+        asyncio.run(_end(guest, child, force, timeout))
+    if delete:
+        shutil.rmtree(guest.directory)
+        sync_directory(places.vms)
+    else:
+        guest.ram.unlink(missing_ok=True)
+    shutil.rmtree(guest.runtime, ignore_errors=True)
+
+
+async def _end(guest: Guest, child: process.Process, force: bool, timeout: float) -> None:
+    from pkernfs.vmm.monitor import monitor
+
+    try:
+        async with monitor(guest, 5) as session:
+            await session.execute("quit" if force else "system_powerdown")
+    except PkernfsError:
+        if not force:
+            raise
+        process.kill(child)
+    deadline = time.monotonic() + timeout
+    while child.alive():
+        if time.monotonic() > deadline:
+            raise PkernfsError(
+                f"guest {guest.name} did not shut down within {timeout:g} s; it still runs",
+                f"switch it off like by its power button: pkernfs vm stop {guest.name} --force",
+            )
+        await asyncio.sleep(0.05)

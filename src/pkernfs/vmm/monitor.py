@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Talking to a running QEMU by QMP: pause and save, load and run.
+
+What is sent, and why it is cpr-reboot with x-ignore-shared (docs/operations.md has the
+measurements): see :func:`save` and :func:`load`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
+
+from pkernfs.errors import PkernfsError
+from pkernfs.vmm.command import RAM_ID
+from pkernfs.vmm.config import Guest
+from pkernfs.vmm.process import log_tail
+
+#: How long a healthy QEMU may take to answer (seconds); it is slow under emulation.
+ANSWER_S = 30.0
+
+#: Runs the guest's processors, or would if the guest were not asleep by itself.
+_RUNNING = frozenset({"running", "suspended"})
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that QEMU reported.
+
+    :ivar real_ns: when it happened by QEMU's own time stamp, CLOCK_REALTIME.
+    """
+
+    event: str
+    real_ns: int
+
+
+def _moment(event: Mapping[str, Any]) -> Moment:
+    name = str(event["event"])
+    if name == "MIGRATION":
+        name += "/" + str(event["data"]["status"])
+    stamp = event["timestamp"]
+    return Moment(name, stamp["seconds"] * 1_000_000_000 + stamp["microseconds"] * 1_000)
+
+
+class Monitor:
+    """One QMP session."""
+
+    def __init__(self, guest: Guest, client: QMPClient, events: EventListener) -> None:
+        self.guest = guest
+        self._client = client
+        self._events = events
+        self._seen: dict[str, Moment] = {}
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = ANSWER_S
+    ) -> Any:
+        """Run a command and return its answer.
+
+        :param timeout: seconds to wait for the answer.
+        :raises PkernfsError: QEMU refused, did not answer, or is gone.
+        """
+        try:
+            return await asyncio.wait_for(
+                self._client.execute(command, dict(arguments) if arguments else None), timeout
+            )
+        except ExecuteError as error:
+            raise PkernfsError(
+                f"guest {self.guest.name}: QEMU refuses {command}: {error}"
+            ) from error
+        except TimeoutError as error:
+            raise PkernfsError(
+                f"guest {self.guest.name}: QEMU did not answer {command} within {timeout:g} s"
+            ) from error
+        except (QMPError, EOFError, OSError) as error:
+            raise PkernfsError(self._gone(command)) from error
+
+    def _gone(self, doing: str) -> str:
+        said = log_tail(self.guest)
+        return f"guest {self.guest.name}: QEMU ended at {doing}" + (f": {said}" if said else "")
+
+    async def wait_for(self, timeout: float, *wanted: str) -> Moment:
+        """Wait for the first of these events, or return one that came already.
+
+        :param timeout: seconds.
+        :param wanted: names; an event MIGRATION is called ``MIGRATION/STATUS``.
+        :raises PkernfsError: it did not come in time, or QEMU is gone.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            for name in wanted:
+                if name in self._seen:
+                    return self._seen.pop(name)
+            moment = await self._next_event(deadline)
+            if moment is None:
+                what = " or ".join(wanted)
+                raise PkernfsError(f"guest {self.guest.name}: no {what} within {timeout:g} s")
+            self._seen[moment.event] = moment
+
+    async def _next_event(self, deadline: float) -> Moment | None:
+        """The next event; None when the time is up (seconds of time.monotonic())."""
+        getting = asyncio.ensure_future(self._events.get())
+        ending = asyncio.ensure_future(self._until_disconnected())
+        try:
+            await asyncio.wait(
+                {getting, ending},
+                timeout=max(0.0, deadline - time.monotonic()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if getting.done():
+                return _moment(getting.result())
+            if ending.done():
+                raise PkernfsError(self._gone("waiting for it"))
+            return None
+        finally:
+            getting.cancel()
+            ending.cancel()
+
+    async def _until_disconnected(self) -> None:
+        while self._client.runstate == Runstate.RUNNING:
+            await self._client.runstate_changed()
+
+    async def status(self) -> str:
+        """QEMU's run state, e.g. "running", "paused", "postmigrate"."""
+        return str((await self.execute("query-status"))["status"])
+
+    async def is_running(self) -> bool:
+        """Do the guest's processors run?"""
+        return await self.status() in _RUNNING
+
+    async def other_memory(self) -> int:
+        """Bytes of the guest's memory outside of the store: what a saved state holds of it."""
+        try:
+            answer = await self.execute("x-query-ramblock")
+        except PkernfsError:
+            return 64 << 20
+        return sum_other_memory(answer["human-readable-text"])
+
+
+def sum_other_memory(table: str) -> int:
+    """Add up the sizes in x-query-ramblock's table, but for the guest's memory proper."""
+    total = 0
+    for line in table.splitlines()[1:]:
+        sizes = re.findall(r"0x[0-9a-f]+", line)
+        if RAM_ID not in line and len(sizes) >= 2:
+            total += int(sizes[1], 16)
+    return total
+
+
+@contextlib.asynccontextmanager
+async def monitor(guest: Guest, timeout: float = ANSWER_S) -> AsyncIterator[Monitor]:
+    """Have a QMP session with a guest's QEMU within the block.
+
+    :param timeout: seconds until QEMU must have greeted.
+    :raises PkernfsError: nobody answers at the socket.
+    """
+    client = QMPClient(guest.name)
+    events = EventListener(names=("MIGRATION", "STOP", "RESUME", "SHUTDOWN"))
+    client.register_listener(events)
+    try:
+        await asyncio.wait_for(client.connect(str(guest.socket)), timeout)
+    except (QMPError, OSError, TimeoutError) as error:
+        said = log_tail(guest)
+        raise PkernfsError(
+            f"guest {guest.name}: its QEMU can't be talked to at {guest.socket}"
+            + (f": {said}" if said else f": {error or type(error).__name__}"),
+            "is another program connected to that socket, or was the file removed?",
+        ) from error
+    try:
+        yield Monitor(guest, client, events)
+    finally:
+        with contextlib.suppress(QMPError, EOFError, OSError):
+            await client.disconnect()
+
+
+async def prepare(session: Monitor) -> None:
+    """Tell QEMU how state is saved and loaded, before the guest is paused.
+
+    ``x-ignore-shared`` leaves memory that is a shared file where it is
+    (migrate_ram_is_ignored() in migration/ram.c); ``cpr-reboot`` stops the guest before
+    anything else and permits devices that can't move to another host
+    (docs/devel/migration/CPR.rst).
+
+    :raises PkernfsError: this QEMU can't.
+    """
+    capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+    await session.execute("migrate-set-capabilities", {"capabilities": capabilities})
+    await session.execute("migrate-set-parameters", {"mode": "cpr-reboot", "max-bandwidth": 0})
+
+
+async def why_not_saved(session: Monitor) -> str | None:
+    """What forbids saving this guest; None when nothing does."""
+    reasons = (await session.execute("query-migrate")).get("blocked-reasons")
+    return "; ".join(reasons) if reasons else None
+
+
+async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | None, Moment]:
+    """Stop the guest and write its devices to a file; its memory is not in there.
+
+    QEMU is left standing in the state "postmigrate": its disks are flushed and given
+    back, its memory is at rest, and :func:`go_on` lets it run on as if nothing had been.
+
+    :param state: file to write.
+    :param timeout: seconds that stopping and saving may take together.
+    :returns: when the processors stopped (None when they did not run before), and when
+        the state was complete.
+    :raises PkernfsError: it failed; QEMU's own message is in it.
+    """
+    run = await session.is_running()
+    await session.execute("migrate", {"uri": f"file:{state}"})
+    done = await session.wait_for(
+        timeout, "MIGRATION/completed", "MIGRATION/failed", "MIGRATION/cancelled"
+    )
+    if done.event != "MIGRATION/completed":
+        reason = await _migration_error(session)
+        raise PkernfsError(f"guest {session.guest.name}: its state can't be saved: {reason}")
+    return (await session.wait_for(timeout, "STOP") if run else None), done
+
+
+async def _migration_error(session: Monitor) -> str:
+    answer = await session.execute("query-migrate")
+    return str(answer.get("error-desc") or answer.get("status") or "no reason given")
+
+
+async def load(
+    session: Monitor, state: Path, timeout: float, *, run: bool
+) -> tuple[Moment, Moment | None]:
+    """Load what :func:`save` wrote into a QEMU that was started to wait for it.
+
+    A guest that ran when it was saved runs again when this returns.
+
+    :param timeout: seconds that loading may take.
+    :param run: did the guest run when it was saved?
+    :returns: when the state was in place, and when the processors ran (None: not ``run``).
+    :raises PkernfsError: it failed; QEMU's own message is in it.
+    """
+    await session.execute(
+        "migrate-incoming", {"uri": f"file:{state}", "exit-on-error": False}, timeout
+    )
+    done = await session.wait_for(timeout, "MIGRATION/completed", "MIGRATION/failed")
+    if done.event != "MIGRATION/completed":
+        reason = await _migration_error(session)
+        raise PkernfsError(f"guest {session.guest.name}: its state can't be loaded: {reason}")
+    return done, await session.wait_for(timeout, "RESUME") if run else None
+
+
+async def go_on(session: Monitor, *, run: bool) -> None:
+    """Let a guest run on that was stopped, saved, or is about to be.
+
+    :param run: did its processors run before?
+    :raises PkernfsError: QEMU does not let it.
+    """
+    await session.execute("migrate_cancel")
+    if run and not await session.is_running():
+        await session.execute("cont")
+    await session.execute("migrate-set-parameters", {"mode": "normal"})

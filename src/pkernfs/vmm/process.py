@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""QEMU as a process: started in a session of its own, found again by its pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pkernfs.errors import PkernfsError
+from pkernfs.vmm.command import start_arguments
+from pkernfs.vmm.config import Guest, GuestConfig
+
+DEFAULT_QEMU = "qemu-system-x86_64"
+
+#: The first version whose cpr-reboot stops the guest before it saves (9.0, commit
+#: "migration: stop vm for cpr"); the file: URI and the mode itself are older (8.2).
+MIN_VERSION = (9, 0)
+
+#: Kept, because a Popen that is thrown away while its process runs warns about that.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def find_qemu(name: str = DEFAULT_QEMU) -> Path:
+    """Absolute path of a QEMU binary.
+
+    :raises PkernfsError: there is none.
+    """
+    path = shutil.which(name)
+    if path is None:
+        raise PkernfsError(f"there is no {name}", "install QEMU: apt install qemu-system-x86")
+    return Path(path).absolute()
+
+
+def qemu_version(qemu: Path) -> str:
+    """Version of a QEMU binary, e.g. "11.1.3".
+
+    :raises PkernfsError: it does not run, or says something else.
+    """
+    text = _ask(qemu, "--version")
+    match = re.search(r"version (\d+\.\d+\.\d+)", text)
+    if match is None:
+        raise PkernfsError(f"{qemu} does not say its version")
+    return match[1]
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """Makes versions comparable."""
+    return tuple(int(part) for part in version.split("."))
+
+
+def versioned_machine(qemu: Path, machine: str) -> str:
+    """The versioned machine type that an alias means for this QEMU.
+
+    :param machine: value of -machine: a type, and properties behind a comma.
+    """
+    kind, comma, properties = machine.partition(",")
+    kind = kind.removeprefix("type=")
+    for line in _ask(qemu, "-machine", "help").splitlines():
+        name = line.split(" ", 1)[0]
+        if name == kind or kind == name:
+            alias = re.search(r"\(alias of ([^)]+)\)", line)
+            return (alias[1] if alias else name) + comma + properties
+    raise PkernfsError(f"{qemu} has no machine type {kind!r}", f"{qemu} -machine help lists them")
+
+
+def _ask(qemu: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run([str(qemu), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise PkernfsError(f"{qemu} does not run: {error}") from error
+    return done.stdout
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process began (clock ticks since boot); None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # proc_pid_stat(5): the name, in parentheses, may contain anything; field 3 is the
+    # state, field 22 the start time.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A QEMU process. The time it began tells it from a later one with the same pid."""
+
+    pid: int
+    began: str
+
+    def alive(self) -> bool:
+        """Does it still run?"""
+        return _start_time(self.pid) == self.began
+
+
+def running(guest: Guest) -> Process | None:
+    """The QEMU process of a guest; None when it has none."""
+    try:
+        pid, began = (guest.runtime / "pid").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    process = Process(int(pid), began)
+    return process if process.alive() else None
+
+
+def log_tail(guest: Guest, lines: int = 5) -> str:
+    """The end of what QEMU printed, in one line."""
+    try:
+        text = guest.log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "; ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+
+
+def spawn(guest: Guest, config: GuestConfig, *, incoming: bool) -> Process:
+    """Start QEMU. It can be talked to at ``guest.socket`` as soon as this returns.
+
+    :param incoming: wait for a saved state instead of starting the firmware.
+    :raises PkernfsError: the binary can't be started.
+    """
+    guest.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+    guest.socket.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener, guest.log.open("wb") as log:
+        listener.bind(str(guest.socket))
+        listener.listen(1)
+        command = start_arguments(config, listener.fileno(), incoming=incoming)
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=config.directory if Path(config.directory).is_dir() else "/",
+                pass_fds=(listener.fileno(),),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise PkernfsError(f"can't start {config.qemu}: {error.strerror}") from error
+    began = _start_time(child.pid) or ""
+    (guest.runtime / "pid").write_text(f"{child.pid} {began}\n", encoding="ascii")
+    _children.append(child)
+    return Process(child.pid, began)
+
+
+def kill(process: Process) -> None:
+    """End a QEMU process that can't be talked to, and wait until it is gone."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if not process.alive():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+        deadline = time.monotonic() + 5
+        while process.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
