@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Content of files by mapping: how guests get their RAM.
+ *
+ * A fault inserts the largest entry that file, address and memory allow: 1 GiB,
+ * 2 MiB or 4 KiB. There is no struct page behind it (VM_PFNMAP).
+ */
+#include <asm/cpufeature.h>
+
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/mman.h>
+#include <linux/pagemap.h>
+
+#include "pkernfs.h"
+
+/* The piece of a file and of the address space that one fault is about. */
+struct piece {
+	struct vm_fault *vmf;
+	struct inode *inode;
+	unsigned int order;
+	unsigned long bytes;
+	unsigned long addr;
+	loff_t pos;
+};
+
+/*
+ * Entries of a writable mapping are writable from the start, also when a read
+ * brings them in: KVM takes a page it may only read for read-only memory, and the
+ * guest's next write there would fail (virt/kvm/kvm_main.c, hva_to_pfn_remapped()).
+ * So there is no write fault on an entry, and no pfn_mkwrite.
+ */
+static vm_fault_t insert(const struct piece *piece, u64 phys)
+{
+	struct vm_fault *vmf = piece->vmf;
+	bool write = vmf->vma->vm_flags & VM_WRITE;
+	unsigned long pfn = PHYS_PFN(phys);
+
+	switch (piece->order) {
+	case 0:
+		return vmf_insert_pfn(vmf->vma, vmf->address, pfn);
+	case PMD_ORDER:
+		return vmf_insert_pfn_pmd(vmf, pkernfs_pfn(pfn), write);
+	case PUD_ORDER:
+		return vmf_insert_pfn_pud(vmf, pkernfs_pfn(pfn), write);
+	default:
+		return VM_FAULT_FALLBACK;
+	}
+}
+
+/* Is there one run of memory, aligned like the piece, for all of it? */
+static bool find_memory(const struct piece *piece, u64 *phys)
+{
+	struct pkernfs_region *region = pkernfs_region(piece->inode);
+	u32 offset = piece->pos & (PKERNFS_BLOCK_SIZE - 1);
+	u32 block, count;
+
+	lockdep_assert_held(&region->lock);
+	if (!pkernfs_node_map(region->store, pkernfs_node(piece->inode),
+			      piece->pos >> PKERNFS_BLOCK_SHIFT, &block, &count))
+		return false;
+	*phys = region->base + ((u64)block << PKERNFS_BLOCK_SHIFT) + offset;
+	return ((u64)count << PKERNFS_BLOCK_SHIFT) - offset >= piece->bytes &&
+	       IS_ALIGNED(*phys, piece->bytes);
+}
+
+/* A hole gets one block; what a larger entry would need may not be there. */
+static vm_fault_t fill_hole(const struct piece *piece, u64 *phys)
+{
+	struct pkernfs_region *region = pkernfs_region(piece->inode);
+	int err = 0;
+
+	if (piece->bytes > PKERNFS_BLOCK_SIZE)
+		return VM_FAULT_FALLBACK;
+	if (sb_rdonly(piece->inode->i_sb))
+		return VM_FAULT_SIGBUS;
+
+	pkernfs_lock(region);
+	if (!find_memory(piece, phys)) {
+		err = pkernfs_node_allocate(region->store, pkernfs_node(piece->inode),
+					    piece->pos >> PKERNFS_BLOCK_SHIFT, 1, 0,
+					    pkernfs_now());
+		if (!err && !find_memory(piece, phys))
+			err = -EIO;
+		pkernfs_inode_sync(piece->inode);
+	}
+	pkernfs_unlock(region);
+	if (err == -ENOMEM)
+		return VM_FAULT_OOM;
+	return err ? VM_FAULT_SIGBUS : 0;
+}
+
+/* invalidate_lock is held shared: the file keeps its size and its blocks. */
+static vm_fault_t fault_locked(const struct piece *piece)
+{
+	struct pkernfs_region *region = pkernfs_region(piece->inode);
+	loff_t size = i_size_read(piece->inode);
+	vm_fault_t ret;
+	bool found;
+	u64 phys;
+
+	if (piece->pos >= size)
+		return VM_FAULT_SIGBUS;
+	/* The last page of a file may lie across its end, a larger entry may not. */
+	if (piece->order && piece->pos + piece->bytes > size)
+		return VM_FAULT_FALLBACK;
+
+	down_read(&region->lock);
+	found = find_memory(piece, &phys);
+	up_read(&region->lock);
+	if (!found) {
+		ret = fill_hole(piece, &phys);
+		if (ret)
+			return ret;
+	}
+	return insert(piece, phys);
+}
+
+static bool order_known(unsigned int order)
+{
+	if (order == PUD_ORDER)
+		return boot_cpu_has(X86_FEATURE_GBPAGES);
+	return order == 0 || order == PMD_ORDER;
+}
+
+static vm_fault_t pkernfs_huge_fault(struct vm_fault *vmf, unsigned int order)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	struct inode *inode = file_inode(vma->vm_file);
+	struct piece piece = {
+		.vmf	= vmf,
+		.inode	= inode,
+		.order	= order,
+		.bytes	= PAGE_SIZE << order,
+	};
+	vm_fault_t ret;
+
+	if (!order_known(order))
+		return VM_FAULT_FALLBACK;
+	piece.addr = ALIGN_DOWN(vmf->address, piece.bytes);
+	if (piece.addr < vma->vm_start || piece.addr + piece.bytes > vma->vm_end)
+		return VM_FAULT_FALLBACK;
+	piece.pos = (loff_t)linear_page_index(vma, piece.addr) << PAGE_SHIFT;
+	if (!IS_ALIGNED(piece.pos, piece.bytes))
+		return VM_FAULT_FALLBACK;
+
+	sb_start_pagefault(inode->i_sb);
+	if ((vmf->flags & FAULT_FLAG_WRITE) && (vma->vm_flags & VM_SHARED))
+		file_update_time(vma->vm_file);
+	filemap_invalidate_lock_shared(inode->i_mapping);
+	ret = fault_locked(&piece);
+	filemap_invalidate_unlock_shared(inode->i_mapping);
+	sb_end_pagefault(inode->i_sb);
+	return ret;
+}
+
+static vm_fault_t pkernfs_fault(struct vm_fault *vmf)
+{
+	return pkernfs_huge_fault(vmf, 0);
+}
+
+static const struct vm_operations_struct pkernfs_vm_ops = {
+	.fault		= pkernfs_fault,
+	.huge_fault	= pkernfs_huge_fault,
+	.access		= generic_access_phys,	/* lets a debugger look */
+};
+
+/*
+ * Shared, or private but never to be written: a private copy of a page would need a
+ * struct page to copy from. VM_HUGEPAGE asks for large entries also where the system
+ * is set to give them only to those who ask.
+ */
+int pkernfs_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_MAYSHARE)) {
+		if (vma->vm_flags & VM_WRITE)
+			return -EINVAL;
+		vm_flags_clear(vma, VM_MAYWRITE);
+	}
+	file_accessed(file);
+	vm_flags_set(vma, VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP | VM_HUGEPAGE);
+	vma->vm_ops = &pkernfs_vm_ops;
+	return 0;
+}
+
+/* An address congruent with the file offset modulo align, or an error. */
+static unsigned long aligned_area(struct file *file, unsigned long len, unsigned long pgoff,
+				  unsigned long flags, unsigned long align)
+{
+	unsigned long off = pgoff << PAGE_SHIFT;
+	unsigned long addr;
+
+	if (len < align || len + align < len)
+		return -ENOMEM;
+	addr = pkernfs_get_unmapped_area(file, 0, len + align, pgoff, flags);
+	if (IS_ERR_VALUE(addr))
+		return addr;
+	return addr + ((off - addr) & (align - 1));
+}
+
+/* Where a mapping goes if its user leaves that open: so that large entries fit. */
+unsigned long pkernfs_file_area(struct file *file, unsigned long addr, unsigned long len,
+				unsigned long pgoff, unsigned long flags)
+{
+	unsigned long found;
+
+	if (addr || (flags & MAP_FIXED))
+		return pkernfs_get_unmapped_area(file, addr, len, pgoff, flags);
+
+	found = aligned_area(file, len, pgoff, flags, PUD_SIZE);
+	if (IS_ERR_VALUE(found))
+		found = aligned_area(file, len, pgoff, flags, PMD_SIZE);
+	if (IS_ERR_VALUE(found))
+		found = pkernfs_get_unmapped_area(file, addr, len, pgoff, flags);
+	return found;
+}

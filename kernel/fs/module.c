@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Loading and unloading: the regions are claimed as long as the module is loaded.
+ */
+#include <linux/module.h>
+
+#include "pkernfs.h"
+
+static char *region;
+module_param(region, charp, 0444);
+MODULE_PARM_DESC(region, "[NAME:]SIZE!START[,...]: ranges that memmap=SIZE$START keeps away from the kernel");
+
+static int __init pkernfs_init(void)
+{
+	int err;
+
+	err = pkernfs_sysfs_init();
+	if (err)
+		return err;
+
+	err = pkernfs_regions_claim(region);
+	if (err)
+		goto exit_sysfs;
+
+	err = register_filesystem(&pkernfs_fs_type);
+	if (err)
+		goto release_regions;
+
+	return 0;
+
+release_regions:
+	pkernfs_regions_release();
+exit_sysfs:
+	pkernfs_sysfs_exit();
+	return err;
+}
+
+static void __exit pkernfs_exit(void)
+{
+	unregister_filesystem(&pkernfs_fs_type);
+	/* Inodes are freed after a grace period. */
+	rcu_barrier();
+	pkernfs_regions_release();
+	pkernfs_sysfs_exit();
+}
+
+module_init(pkernfs_init);
+module_exit(pkernfs_exit);
+
+MODULE_DESCRIPTION("Filesystem in memory that survives kexec");
+MODULE_ALIAS_FS("pkernfs");
+MODULE_LICENSE("GPL");
