@@ -149,6 +149,9 @@ SLOT_SIZE: Final = 1 << SLOT_SHIFT
 #: Blocks that a file can have: their number must fit into an extent's count as well.
 MAX_FILE_BLOCKS: Final = (1 << 8 * EXTENT.sizes["count"]) - 1
 
+#: Numbers beyond this are never reached: one change a nanosecond takes 292 years.
+NUMBER_MAX: Final = (1 << 63) - 1
+
 #: The first word of a slot: commit of an inode, next of a header.
 WORD: Final = struct.Struct("<Q")
 _NEXT_INPUT: Final = struct.Struct("<II")

@@ -189,11 +189,13 @@ def select_live(
             older = inode
         if older is not None:
             leftovers.append(Leftover(older, "there is a later state of this inode"))
-    for inode in by_seq.values():
+    replaced = {}
+    for inode in live.values():
         victim = live.get(inode.replaces)
-        if victim is not None and victim.seq < inode.seq and victim.ino != inode.ino:
-            del live[victim.ino]
-            leftovers.append(Leftover(victim, f"replaced by inode {inode.ino}"))
+        if victim is not None and victim.seq < inode.seq:
+            replaced[victim.ino] = inode.ino
+    for ino, by in replaced.items():
+        leftovers.append(Leftover(live.pop(ino), f"replaced by inode {by}"))
     return live, tuple(leftovers)
 
 
@@ -202,9 +204,6 @@ def check_tree(tree: Tree, report: Report) -> None:
     root = tree.inodes.get(layout.ROOT_INO)
     if root is None:
         report.add(Code.ROOT, "there is no root directory", ino=layout.ROOT_INO)
-    elif root.kind is not Kind.DIRECTORY or root.parent != root.ino:
-        text = "the root is not a directory" if root.parent == root.ino else "the root has a parent"
-        report.add(Code.ROOT, text, slot=root.slot, ino=root.ino)
     names: dict[tuple[int, bytes], Inode] = {}
     for inode in tree.inodes.values():
         if inode is not root:
@@ -237,7 +236,7 @@ def _check_cycles(tree: Tree, report: Report) -> None:
         while step is not None and step.ino not in done and step.ino not in trail:
             trail[step.ino] = step
             step = tree.inodes.get(step.parent)
-        if step is not None and step.ino in trail:
+        if step is not None and step.ino in trail and step.parent != step.ino:
             text = "a directory that is in itself"
             report.add(Code.PARENT_CYCLE, text, slot=step.slot, ino=step.ino)
         done.update(trail)

@@ -165,9 +165,12 @@ FLAWS: list[tuple[str, Code, Callable[[Writer], None]]] = [
     ("commit", Code.SLOT_COMMIT, raw("/vm/ram", commit=1 << 40)),
     ("seq", Code.SLOT_COMMIT, on("/vm/ram", seq=1 << 40)),
     ("seq twice", Code.SEQ_TWICE, on("/vm/ram", seq=1, commit=1)),
+    ("seq too high", Code.INODE_NUMBER, on("/vm/ram", seq=1 << 63, commit=1 << 63)),
+    ("ino too high", Code.INODE_NUMBER, on("/vm/ram", ino=1 << 63)),
+    ("in itself", Code.PARENT_CYCLE, on("/vm", parent=2)),
     ("ino zero", Code.INODE_NUMBER, on("/vm/ram", ino=0)),
     ("replaces itself", Code.INODE_REPLACES, on("/vm", replaces=2)),
-    ("replaces the root", Code.INODE_REPLACES, on("/vm", replaces=1)),
+    ("replaces the root", Code.ROOT, on("/vm", replaces=1)),
     ("flags", Code.INODE_RESERVED, on("/vm", flags=1)),
     ("reserved0", Code.INODE_RESERVED, on("/vm", reserved0=1)),
     ("reserved1", Code.INODE_RESERVED, on("/vm", reserved1=1)),
@@ -336,6 +339,14 @@ def test_content_of_a_leftover_is_no_damage() -> None:
     writer.change(old, payload=extent_bytes([(0, 0xFFFFFFFF, 5)]))
     writer.file(2, b"ram", ino=writer.ino(old))
     assert check(writer.image()).verdict is Verdict.CLEAN
+
+
+def test_the_form_of_a_leftover_must_be_right() -> None:
+    writer = sample()
+    old = slot_at(writer, "/vm/ram")
+    writer.change(old, flags=1)
+    writer.file(2, b"ram", ino=writer.ino(old))
+    assert codes(check(writer.image())) == {Code.LEFTOVER, Code.INODE_RESERVED}
 
 
 def test_findings_name_the_path() -> None:
