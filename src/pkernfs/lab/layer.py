@@ -6,7 +6,6 @@ Modules for every kernel, the pkernfs package with its dependencies, initrds, gu
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -154,19 +153,9 @@ def _install_lab(host: image.HostImage, guest_files: Path, tree: Path) -> None:
 
 def _compile(host: image.HostImage, tree: Path) -> None:
     """Compile the package with the image's own Python, run through the image's loader."""
-    python = host_python(host)
+    python, environment = guests.image_python(host)
     options = ["-q", "-s", str(tree), "-p", "/", "--invalidation-mode", "unchecked-hash"]
     command = [*python, "-m", "compileall", *options, str(tree / _PACKAGE_HOME)]
-    environment = {**os.environ, "PYTHONHOME": str(host.root / "usr")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise PkernfsError(f"the package does not compile: {done.stdout}{done.stderr}")
-
-
-def host_python(host: image.HostImage) -> list[str]:
-    """The image's Python as a command for this machine (needs PYTHONHOME=<image>/usr)."""
-    libraries = ":".join(
-        str(host.root / folder) for folder in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
-    )
-    loader = host.root / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
-    return [str(loader), "--library-path", libraries, str(host.root / f"usr/bin/python{_PYTHON}")]

@@ -1,0 +1,30 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# First program of a lab guest: a disk, then the program that the boot line names.
+# Its own boot line word is guest=witness or guest=stress.
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm
+mount -t tmpfs tmp /dev/shm
+mount -t tmpfs tmp /tmp
+for module in $(cat /modules/order); do
+	insmod "/modules/$module" 2>/dev/null
+done
+for pair in $(cat /proc/cmdline); do
+	case $pair in share=*) share=${pair#*=} ;; seconds=*) seconds=${pair#*=} ;; esac
+done
+
+export PATH=/bin:/usr/bin LANG=C.UTF-8
+if [ -x /usr/bin/stress-ng ]; then
+	echo '{"ready": "stress"}'
+	stress-ng --vm 2 --vm-bytes "${share:-60%}" --vm-keep --verify --timeout "${seconds:-60}" \
+		--temp-path /tmp --metrics-brief --stdout
+	echo "{\"stress\": $?}"
+else
+	# Not the first program: a process id that means something.
+	PYTHONHOME=/usr python3.13 -I -S /witness.py "${share:-0.8}"
+fi
+echo "{\"ended\": $?}"
+exec sleep 1000000
