@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from pkernfs.lab.console import Line
 from pkernfs.vfio.landings import Kind, Landing
+
+#: Name of the phases of :func:`between_kernels`.
+BETWEEN_KERNELS: Final = "between kernels"
+_FIRST_WORD = re.compile(r"\] Linux version \d")
 
 
 @dataclass(frozen=True)
@@ -188,3 +194,51 @@ def _ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         if index + 1 == len(numbers) or numbers[index + 1] != number + 1:
             yield start, number
             start = None
+
+
+def between_kernels(lines: Sequence[Line]) -> list[Phase]:
+    """The time between the last word of a kernel and the first of the next, for each kexec.
+
+    The old kernel still stops its processors and devices after its last word, and the new one
+    speaks only once it has a console: no kernel serves a device in this time, but it is a
+    little longer than the time in which none runs.
+
+    :param lines: the host's console, from the start.
+    """
+    pairs = zip(lines, lines[1:], strict=False)
+    return [
+        Phase(BETWEEN_KERNELS, int(before.at * 1e9), int(after.at * 1e9))
+        for before, after in pairs
+        if _FIRST_WORD.search(after.text)
+    ]
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """A device in report.json.
+
+    :ivar bdf: its name in sysfs.
+    :ivar model: such as ``e1000e``.
+    :ivar faults: DMA faults of this device in the kernel log.
+    :ivar switch_us: how long the switch to the new tables took, microseconds.
+    """
+
+    bdf: str
+    model: str
+    frames: FrameReport
+    faults: int
+    switch_us: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``devices[]``; the details under ``frames``."""
+        between = (phase for phase in self.frames.phases if phase.name == BETWEEN_KERNELS)
+        return {
+            "bdf": self.bdf,
+            "model": self.model,
+            "frames_sent": self.frames.frames_sent,
+            "frames_landed": self.frames.frames_landed,
+            "frames_landed_without_kernel": sum(phase.landed_within for phase in between),
+            "faults": self.faults,
+            "switch_us": self.switch_us,
+            "frames": self.frames.to_json(),
+        }

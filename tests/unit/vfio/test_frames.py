@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from pkernfs.errors import PkernfsError
-from pkernfs.lab.frame_report import Phase, PhaseCount, Sent, SourceLog, analyse, read_log
+from pkernfs.lab.console import Line
+from pkernfs.lab.frame_report import (
+    BETWEEN_KERNELS,
+    DeviceReport,
+    Phase,
+    PhaseCount,
+    Sent,
+    SourceLog,
+    analyse,
+    between_kernels,
+    read_log,
+)
 from pkernfs.lab.frames import FrameSource, Sender, Wire
 from pkernfs.vfio.frame import LONGEST, NumberedFrame, build, frame_length, parse
 from pkernfs.vfio.landings import Kind, Landing, LandingLog
@@ -152,6 +163,24 @@ def test_report_of_faults(landings: list[Landing], what: dict[str, object]) -> N
 
 def test_report_of_nothing_is_not_whole() -> None:
     assert not analyse(SourceLog(), [], 0).whole
+
+
+def test_device_report_counts_what_landed_between_kernels() -> None:
+    lines = [
+        Line(0.0, "[    0.000000] Linux version 6.12.1"),
+        Line(1e-8, "[    9.000000] kexec_core: Starting new kernel"),
+        Line(2e-8, "[    9.100000] the last word"),
+        Line(7e-8, "[    0.000000] Linux version 7.3.4"),
+        Line(9e-8, "[    0.000000] Command line: no Linux version here"),
+    ]
+    phases = between_kernels(lines)
+    assert phases == [Phase(BETWEEN_KERNELS, 20, 70)]
+    report = analyse(_sent(10), _runs((0, 9)), 0, [*phases, Phase("after", 70, 200)])
+    entry = DeviceReport("0000:01:00.0", "e1000e", report, 0, 42).to_json()
+    # Sent at 20, 30, 40, 50 (in the device 12 later) and 60 (in the device after the phase).
+    assert entry["frames_landed_without_kernel"] == 4
+    assert (entry["frames_sent"], entry["frames_landed"], entry["switch_us"]) == (10, 10, 42)
+    assert entry["frames"]["whole"] is True
 
 
 def test_log_of_the_sender() -> None:
