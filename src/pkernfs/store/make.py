@@ -110,20 +110,25 @@ def make(buffer: bytearray | mmap | memoryview, new: NewStore, *, force: bool = 
                 "the range is not blank, it may hold a store",
                 "look with 'pkernfs check'; --force makes a new store and loses what is there",
             )
+        # The end of the old store, before any part of it is gone.
         for number in layout.SUPER_SLOTS:
-            _put(view, number, _BLANK_SLOT)
+            _write(view, number * layout.SLOT_SIZE, bytes(layout.WORD.size))
         for number in range(layout.SLOTS_PER_BLOCK):
             if _slot(view, number) != _BLANK_SLOT:
                 _put(view, number, _BLANK_SLOT)
         _put(view, layout.HEADER_SLOT, _header(new))
         # Slot 0 is a super block, the first that can hold an inode is behind it.
         _put(view, layout.SUPER_SLOTS[0] + 1, _root(new, layout.SUPER_SLOTS[0] + 1))
-        super_block = _super(new, len(view))
-        # B first: a store with A alone would look like one that lost a copy.
-        for number in reversed(layout.SUPER_SLOTS):
-            start, magic = number * layout.SLOT_SIZE, layout.WORD.size
-            view[start + magic : start + layout.SLOT_SIZE] = super_block[magic:]
-            view[start : start + magic] = super_block[:magic]
+        _put_supers(view, _super(new, len(view)))
+
+
+def _put_supers(view: memoryview, content: bytearray) -> None:
+    magic = layout.WORD.size
+    for number in layout.SUPER_SLOTS:
+        _write(view, number * layout.SLOT_SIZE + magic, content[magic:])
+    # B first: a store with A alone would look like one that lost a copy.
+    for number in reversed(layout.SUPER_SLOTS):
+        _write(view, number * layout.SLOT_SIZE, content[:magic])
 
 
 def _check(new: NewStore, size: int) -> None:
@@ -141,7 +146,11 @@ def _slot(view: memoryview, number: int) -> memoryview:
 
 
 def _put(view: memoryview, number: int, content: bytes | bytearray) -> None:
-    view[number * layout.SLOT_SIZE : (number + 1) * layout.SLOT_SIZE] = content
+    _write(view, number * layout.SLOT_SIZE, content)
+
+
+def _write(view: memoryview, start: int, content: bytes | bytearray) -> None:
+    view[start : start + len(content)] = content
 
 
 def _super(new: NewStore, size: int) -> bytearray:

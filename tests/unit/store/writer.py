@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from mmap import mmap
+from pathlib import Path
 
 from pkernfs.store import layout
 from pkernfs.store.image import Image
@@ -53,6 +54,16 @@ class Writer:
 
     def image(self, **options: bool) -> Image:
         return Image(self.buffer, base=BASE, **options)
+
+    def save(self, path: Path, offset: int = 0, behind: int = 0) -> None:
+        """Write the store into a new sparse file, between bytes that are zero."""
+        with path.open("wb") as file:
+            for block in self.metadata:
+                for slot in range(block * 512, block * 512 + 512):
+                    if any(content := self.read(slot)):
+                        file.seek(offset + slot * SLOT)
+                        file.write(content)
+            file.truncate(offset + len(self.buffer) + behind)
 
     # Slots
 
