@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -205,7 +206,7 @@ def between_kernels(lines: Sequence[Line]) -> list[Phase]:
 
     :param lines: the host's console, from the start.
     """
-    pairs = zip(lines, lines[1:], strict=False)
+    pairs = itertools.pairwise(lines)
     return [
         Phase(BETWEEN_KERNELS, int(before.at * 1e9), int(after.at * 1e9))
         for before, after in pairs
