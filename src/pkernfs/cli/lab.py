@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     lab.command("image")(image)
     lab.command("run", context_settings={"allow_interspersed_args": False})(run)
     lab.command("shell")(shell)
+    lab.command("demo")(demo)
     app.add_typer(lab)
 
 
@@ -84,6 +85,24 @@ def shell(
     from pkernfs.lab import session
 
     session.shell(_config(kernel, region, share, ram, append, systemd, no_store))
+
+
+def demo(
+    kernel: _Kernel = "6.12",
+    target: Annotated[
+        str, typer.Option("--to", metavar="NAME", help="Kernel that replaces it.")
+    ] = "7.3",
+    guests: Annotated[int, typer.Option(metavar="N", min=1, max=3, help="How many guests.")] = 1,
+    ram: Annotated[str, typer.Option(metavar="SIZE", help="Memory of each guest.")] = "256M",
+) -> None:
+    """Replace a host's kernel under running guests, and prove that they survived.
+
+    Exits with 0 only if every guest did. The report is build/demo/report.json.
+    """
+    from pkernfs.lab import demo as demonstration
+
+    if not demonstration.run(kernel, target, guests, ram):
+        sys.exit(1)
 
 
 def _config(

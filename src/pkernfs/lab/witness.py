@@ -12,6 +12,9 @@ from typing import Any
 from pkernfs.errors import PkernfsError
 from pkernfs.lab.console import Console, Line
 
+#: Time between two heartbeats, seconds (the same in the guest's program).
+BEAT_S = 0.25
+
 
 @dataclass(frozen=True)
 class Beat:

@@ -33,18 +33,21 @@ fi
 mkdir -p $state /mnt/pkernfs /mnt/scratch /mnt/share
 update=$(word pkernfs_update)
 
-case $(grep -m1 ^flags /proc/cpuinfo) in
-*" svm "*) modprobe -q kvm_amd ;;
-*" vmx "*) modprobe -q kvm_intel ;;
-esac
-try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
+# One thing beside the other where they don't need each other.
+kvm=kvm_intel
+grep -qm1 '^flags.* svm ' /proc/cpuinfo && kvm=kvm_amd
+modprobe -q $kvm &
 if [ "$(word pkernfs_lab_store)" != no ]; then
-	try "loading pkernfs" modprobe pkernfs
-	# A range that was never used is all zero; after an update it must hold a store.
-	option=init
-	[ -n "$update" ] && option=defaults
-	try "mounting the store" mount -t pkernfs -o $option none /mnt/pkernfs
+	{
+		try "loading pkernfs" modprobe pkernfs
+		# A range that was never used is all zero; after an update it must hold a store.
+		option=init
+		[ -n "$update" ] && option=defaults
+		try "mounting the store" mount -t pkernfs -o $option none /mnt/pkernfs
+	} &
 fi
+try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
+wait
 if [ -n "$update" ] && [ "$(word pkernfs_lab_resume)" != no ]; then
 	pkernfs resume >$state/resume.log 2>&1
 	echo $? >$state/resume.status
