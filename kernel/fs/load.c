@@ -193,11 +193,10 @@ static int check_kind(struct pkernfs_store *store, const struct pkernfs_inode *i
 	return 0;
 }
 
-/* Whatever can be said of a slot without looking at any other. */
-static int check_inode(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot)
+/* Can the slot be believed at all? */
+static int check_slot(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot)
 {
 	const u64 seq = le64_to_cpu(inode->seq), ino = le64_to_cpu(inode->ino);
-	int err;
 
 	if (inode->checksum != cpu_to_le32(pkernfs_inode_checksum(store->super, inode)))
 		return bad_slot(store, slot, "wrong checksum");
@@ -209,8 +208,17 @@ static int check_inode(struct pkernfs_store *store, const struct pkernfs_inode *
 	if (seq > PKERNFS_SEQ_MAX || !ino || ino > PKERNFS_SEQ_MAX)
 		return bad_slot(store, slot, "inode %llu or its sequence number %llu can't be",
 				ino, seq);
-	if (inode->replaces == inode->ino)
-		return bad_slot(store, slot, "inode replaces itself");
+	return 0;
+}
+
+/* What a slot says matters only if it counts. */
+static int check_inode(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot)
+{
+	int err;
+
+	if (inode->replaces == inode->ino || inode->replaces == cpu_to_le64(PKERNFS_ROOT_INO))
+		return bad_slot(store, slot, "replaces inode %llu",
+				le64_to_cpu(inode->replaces));
 	if (inode->flags || inode->reserved0 || inode->reserved1 || inode->reserved2)
 		return bad_slot(store, slot, "reserved fields are not zero");
 	err = check_names(store, inode, slot);
@@ -224,7 +232,7 @@ static int load_inode(struct pkernfs_store *store, struct pkernfs_inode *inode, 
 	struct pkernfs_node *node;
 	int err;
 
-	err = check_inode(store, inode, slot);
+	err = check_slot(store, inode, slot);
 	if (err)
 		return err;
 	pkernfs_slot_claim(store, slot);
@@ -330,16 +338,23 @@ static struct pkernfs_node *higher_node(struct pkernfs_node *node)
 	return rb_entry_safe(rb_next(&node->by_ino), struct pkernfs_node, by_ino);
 }
 
+static int each_replaces(struct pkernfs_store *store, struct pkernfs_inode *inode, u32 slot,
+			 void *data)
+{
+	struct pkernfs_node *victim = pkernfs_node_find(store, le64_to_cpu(inode->replaces));
+
+	if (victim && victim->inode->ino != inode->ino &&
+	    le64_to_cpu(victim->inode->seq) < le64_to_cpu(inode->seq))
+		victim->orphan = true;
+	return 0;
+}
+
 /* Takes out what a rename had replaced when the crash came. */
 static void drop_replaced(struct pkernfs_store *store, struct loading *loading)
 {
-	struct pkernfs_node *node, *next, *victim;
+	struct pkernfs_node *node, *next;
 
-	for (node = lowest_node(store); node; node = higher_node(node)) {
-		victim = pkernfs_node_find(store, le64_to_cpu(node->inode->replaces));
-		if (victim && le64_to_cpu(victim->inode->seq) < le64_to_cpu(node->inode->seq))
-			victim->orphan = true;
-	}
+	each_committed(store, each_replaces, NULL);
 	for (node = lowest_node(store); node; node = next) {
 		next = higher_node(node);
 		if (!node->orphan)
@@ -448,15 +463,15 @@ static int check_file(struct pkernfs_store *store, const struct pkernfs_node *no
 	return check_extents(store, node->slot, extents, count, &end);
 }
 
-static int load_files(struct pkernfs_store *store)
+static int check_nodes(struct pkernfs_store *store)
 {
 	struct pkernfs_node *node;
 	int err;
 
 	for (node = lowest_node(store); node; node = higher_node(node)) {
-		if (!S_ISREG(le32_to_cpu(node->inode->mode)))
-			continue;
-		err = check_file(store, node);
+		err = check_inode(store, node->inode, node->slot);
+		if (!err && S_ISREG(le32_to_cpu(node->inode->mode)))
+			err = check_file(store, node);
 		if (err)
 			return err;
 	}
@@ -589,7 +604,7 @@ int pkernfs_load(struct pkernfs_store *store)
 	if (err)
 		return err;
 	drop_replaced(store, &loading);
-	err = load_files(store);
+	err = check_nodes(store);
 	if (!err)
 		err = load_tree(store);
 	if (err)
