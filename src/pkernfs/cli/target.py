@@ -81,8 +81,8 @@ def _resolve(text: str | None) -> Target:
     mount = mount_of(Path(text), Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
     if mount is not None:
         inside = Path(text).absolute().relative_to(mount.point)
-        region = mount.region or only_region()
-        return Target(region, region=region, path="" if inside == Path() else str(inside))
+        path = "" if inside == Path() else str(inside)
+        return Target(mount.region, region=mount.region, path=path)
     return _file(text)
 
 

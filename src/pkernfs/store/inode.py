@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -87,8 +86,8 @@ class SlotReader:
 
     :ivar chain: its metadata blocks.
     :ivar report: takes what is wrong with a slot, also with one that does not count.
-    :ivar faults: what is wrong with the extents of a file, by slot; counts only if that
-        inode does: the blocks of one that doesn't may have a new owner.
+    :ivar faults: what is wrong with the content of an inode, by slot; matters only if
+        that inode counts.
     """
 
     image: Image
@@ -107,8 +106,8 @@ class SlotReader:
             return None
         content = _Content(self, values, Report())
         inode = content.read()
-        if content.extent_report.findings:
-            self.faults[number] = content.extent_report
+        if content.report.findings:
+            self.faults[number] = content.report
         return inode
 
     def _slot_fault(
@@ -133,7 +132,7 @@ class _Content:
 
     reader: SlotReader
     values: dict[str, Any]
-    extent_report: Report
+    report: Report
 
     def read(self) -> Inode:
         values = self.values
@@ -170,13 +169,7 @@ class _Content:
         )
 
     def _add(self, code: Code, text: str) -> None:
-        self._add_to(self.reader.report, code, text)
-
-    def _add_extent(self, code: Code, text: str) -> None:
-        self._add_to(self.extent_report, code, text)
-
-    def _add_to(self, report: Report, code: Code, text: str) -> None:
-        report.add(code, text, slot=self.values["slot"], ino=self.values["ino"])
+        self.report.add(code, text, slot=self.values["slot"], ino=self.values["ino"])
 
     def _check_fixed(self, kind: Kind | None) -> None:
         values = self.values
@@ -189,8 +182,8 @@ class _Content:
             self._add(Code.INODE_MODE, f"mode {mode:#o} is no file, directory or symlink")
         elif mode & ~_PERMISSIONS != stat.S_IFMT(mode):
             self._add(Code.INODE_MODE, f"mode {mode:#o} has unknown bits")
-        if values["replaces"] == values["ino"]:
-            self._add(Code.INODE_REPLACES, "replaces itself")
+        if values["replaces"] in (values["ino"], layout.ROOT_INO):
+            self._add(Code.INODE_REPLACES, f"replaces inode {values['replaces']}")
         in_itself = values["parent"] == values["ino"]
         if values["ino"] != layout.ROOT_INO:
             if in_itself:
@@ -216,7 +209,7 @@ class _Content:
         if self.values["size"]:
             self._add(Code.INODE_SIZE, f"a directory of {self.values['size']} bytes")
         self._check_no_extents()
-        self._check_unused(0, self._add)
+        self._check_unused(0)
 
     def _read_target(self) -> bytes:
         size: int = self.values["size"]
@@ -228,16 +221,16 @@ class _Content:
         target = payload[:size]
         if b"\0" in target:
             self._add(Code.SYMLINK_TARGET, "the target has a NUL in it")
-        self._check_unused(size, self._add)
+        self._check_unused(size)
         return target
 
     def _check_no_extents(self) -> None:
         if self.values["nr_extents"] or self.values["nr_pages"]:
             self._add(Code.INODE_COUNTS, "has extents, but is no file")
 
-    def _check_unused(self, used: int, add: Callable[[Code, str], None]) -> None:
+    def _check_unused(self, used: int) -> None:
         if not layout.is_zero(self.values["payload"][used:]):
-            add(Code.INODE_PAYLOAD, "unused payload that is not zero")
+            self._add(Code.INODE_PAYLOAD, "unused payload that is not zero")
 
     def _read_file(self) -> tuple[tuple[Extent, ...], tuple[int, ...]]:
         values = self.values
@@ -245,28 +238,26 @@ class _Content:
             self._add(Code.INODE_SIZE, f"a file of {values['size']} bytes")
         nr_extents, nr_pages = values["nr_extents"], values["nr_pages"]
         if nr_pages > layout.MAX_EXTENT_PAGES:
-            self._add_extent(Code.INODE_COUNTS, f"{nr_pages} extent pages")
+            self._add(Code.INODE_COUNTS, f"{nr_pages} extent pages")
             return (), ()
         if nr_pages:
             raw, pages = self._read_pages(nr_pages)
         elif nr_extents > layout.INLINE_EXTENTS:
-            self._add_extent(Code.INODE_COUNTS, f"{nr_extents} extents in the inode")
+            self._add(Code.INODE_COUNTS, f"{nr_extents} extents in the inode")
             return (), ()
         else:
             used = nr_extents * layout.EXTENT.size
-            self._check_unused(used, self._add_extent)
+            self._check_unused(used)
             raw, pages = values["payload"][:used], ()
         extents = tuple(Extent(*fields) for fields in layout.EXTENT.iterate(raw))
         if len(extents) != nr_extents:
-            self._add_extent(
-                Code.INODE_COUNTS, f"{nr_extents} extents, its pages have {len(extents)}"
-            )
+            self._add(Code.INODE_COUNTS, f"{nr_extents} extents, its pages have {len(extents)}")
         self._check_extents(extents)
         return extents, pages
 
     def _read_pages(self, nr_pages: int) -> tuple[bytes, tuple[int, ...]]:
         used = nr_pages * layout.PAGE_REF.size
-        self._check_unused(used, self._add_extent)
+        self._check_unused(used)
         refs = list(layout.PAGE_REF.iterate(self.values["payload"][:used]))
         pieces = []
         for index, (slot, checksum) in enumerate(refs):
@@ -275,22 +266,22 @@ class _Content:
                 continue
             if index + 1 < nr_pages and page["count"] != layout.EXTENTS_PER_PAGE:
                 text = f"extent page {slot} has {page['count']} extents and is not the last"
-                self._add_extent(Code.PAGE_FIELD, text)
+                self._add(Code.PAGE_FIELD, text)
             pieces.append(page["extents"][: page["count"] * layout.EXTENT.size])
         return b"".join(pieces), tuple(slot for slot, _ in refs)
 
     def _read_page(self, slot: int, checksum: int) -> dict[str, Any] | None:
         block = slot // layout.SLOTS_PER_BLOCK
         if block not in self.reader.chain or layout.is_fixed_slot(slot):
-            self._add_extent(Code.PAGE_SLOT, f"an extent page in slot {slot}, which can't be one")
+            self._add(Code.PAGE_SLOT, f"an extent page in slot {slot}, which can't be one")
             return None
         data = self.reader.image.slot(slot)
         if checksum != layout.page_checksum(self.reader.uuid_crc, data):
-            self._add_extent(Code.PAGE_CHECKSUM, f"wrong checksum of extent page {slot}")
+            self._add(Code.PAGE_CHECKSUM, f"wrong checksum of extent page {slot}")
             return None
         page = layout.EXTENT_PAGE.unpack(data)
         if fault := self._page_fault(slot, page):
-            self._add_extent(Code.PAGE_FIELD, f"extent page {slot}: {fault}")
+            self._add(Code.PAGE_FIELD, f"extent page {slot}: {fault}")
             return None
         return page
 
@@ -315,21 +306,15 @@ class _Content:
         end = 0
         for extent in extents:
             if not extent.count:
-                self._add_extent(
-                    Code.EXTENT_EMPTY, f"an extent of no blocks at {extent.file_block}"
-                )
+                self._add(Code.EXTENT_EMPTY, f"an extent of no blocks at {extent.file_block}")
             if extent.file_block < end:
-                self._add_extent(
-                    Code.EXTENT_ORDER, f"extent at {extent.file_block} begins before {end}"
-                )
+                self._add(Code.EXTENT_ORDER, f"extent at {extent.file_block} begins before {end}")
             end = extent.file_block + extent.count
             if end > layout.MAX_FILE_BLOCKS:
-                self._add_extent(
-                    Code.EXTENT_RANGE, f"an extent that ends at block {end} of the file"
-                )
+                self._add(Code.EXTENT_RANGE, f"an extent that ends at block {end} of the file")
             if extent.block < first or extent.block + extent.count > last:
                 where = f"blocks {extent.block}..{extent.block + extent.count - 1}"
-                self._add_extent(Code.EXTENT_RANGE, f"{where} of the range can't be data")
+                self._add(Code.EXTENT_RANGE, f"{where} of the range can't be data")
 
 
 def _signed(value: int) -> int:

@@ -21,7 +21,7 @@ class Mount:
     """A mounted store.
 
     :ivar point: where it is mounted.
-    :ivar region: its name in sysfs, empty if the mount does not say.
+    :ivar region: its name in sysfs.
     """
 
     point: Path
@@ -67,17 +67,14 @@ def mounts(mountinfo: str) -> list[Mount]:
     """Where stores are mounted.
 
     :param mountinfo: /proc/self/mountinfo; its format is in proc_pid_mountinfo(5). The
-        region is the option ``region=`` of the file system.
+        module gives the region as the mount's source (kernel/fs/super.c).
     """
     found = []
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
-        if rest[0] != "pkernfs" or len(fields) < 5:
-            continue
-        options = rest[2].split(",") if len(rest) > 2 else []
-        names = [option.partition("=")[2] for option in options if option.startswith("region=")]
-        found.append(Mount(Path(_plain(fields[4])), _plain(names[0]) if names else ""))
+        if rest[0] == "pkernfs" and len(fields) > 4 and len(rest) > 1:
+            found.append(Mount(Path(_plain(fields[4])), _plain(rest[1])))
     return found
 
 

@@ -189,13 +189,10 @@ def select_live(
             older = inode
         if older is not None:
             leftovers.append(Leftover(older, "there is a later state of this inode"))
-    replaced = {}
-    for inode in live.values():
+    for inode in by_seq.values():
         victim = live.get(inode.replaces)
-        if victim is not None and victim.seq < inode.seq:
-            replaced[victim.ino] = inode.ino
-    for ino, by in replaced.items():
-        leftovers.append(Leftover(live.pop(ino), f"replaced by inode {by}"))
+        if victim is not None and victim.seq < inode.seq and victim.ino != inode.ino:
+            leftovers.append(Leftover(live.pop(victim.ino), f"replaced by inode {inode.ino}"))
     return live, tuple(leftovers)
 
 

@@ -82,7 +82,9 @@ class Mutator:
         slot, record = self.rng.choice(self.records)
         self._save(slot)
         kind = self.rng.random()
-        if kind < 0.55:
+        if kind < 0.05 and record is layout.INODE:
+            self._set_seq(slot)
+        elif kind < 0.55:
             self._set_field(slot, record)
         elif kind < 0.7:
             self._set_payload(slot, record)
@@ -117,6 +119,12 @@ class Mutator:
             self.writer.set(slot, record, **{name: self._number(size)})
         else:
             self._set_bytes(slot, record.offsets[name] + self.rng.randrange(size), 1)
+
+    def _set_seq(self, slot: int) -> None:
+        """Commit an inode at another time, or at that of another inode."""
+        other = layout.INODE.unpack(self.writer.read(self.rng.choice(self.inodes)))["seq"]
+        seq = self.rng.choice((other, self._number(8), self.writer.seq + 1))
+        self.writer.set(slot, layout.INODE, seq=seq, commit=seq)
 
     def _set_payload(self, slot: int, record: layout.Record) -> None:
         """Change one of the 32-bit words that extents and page references are made of."""

@@ -170,7 +170,7 @@ FLAWS: list[tuple[str, Code, Callable[[Writer], None]]] = [
     ("in itself", Code.PARENT_CYCLE, on("/vm", parent=2)),
     ("ino zero", Code.INODE_NUMBER, on("/vm/ram", ino=0)),
     ("replaces itself", Code.INODE_REPLACES, on("/vm", replaces=2)),
-    ("replaces the root", Code.ROOT, on("/vm", replaces=1)),
+    ("replaces the root", Code.INODE_REPLACES, on("/vm", replaces=1)),
     ("flags", Code.INODE_RESERVED, on("/vm", flags=1)),
     ("reserved0", Code.INODE_RESERVED, on("/vm", reserved0=1)),
     ("reserved1", Code.INODE_RESERVED, on("/vm", reserved1=1)),
@@ -336,17 +336,19 @@ def test_a_later_inode_is_not_replaced() -> None:
 def test_content_of_a_leftover_is_no_damage() -> None:
     writer = sample()
     old = slot_at(writer, "/vm/ram")
-    writer.change(old, payload=extent_bytes([(0, 0xFFFFFFFF, 5)]))
+    writer.change(old, payload=extent_bytes([(0, 0xFFFFFFFF, 5)]), flags=1, mode=0)
     writer.file(2, b"ram", ino=writer.ino(old))
     assert check(writer.image()).verdict is Verdict.CLEAN
 
 
-def test_the_form_of_a_leftover_must_be_right() -> None:
+def test_a_leftover_still_replaces() -> None:
     writer = sample()
-    old = slot_at(writer, "/vm/ram")
-    writer.change(old, flags=1)
-    writer.file(2, b"ram", ino=writer.ino(old))
-    assert codes(check(writer.image())) == {Code.LEFTOVER, Code.INODE_RESERVED}
+    victim = slot_at(writer, "/vm/ram")
+    first = writer.file(2, b"ram", replaces=writer.ino(victim))
+    writer.file(2, b"ram", ino=writer.ino(first))
+    result = check(writer.image())
+    assert {finding.slot for finding in result.findings} == {victim, first}
+    assert result.verdict is Verdict.CLEAN
 
 
 def test_findings_name_the_path() -> None:

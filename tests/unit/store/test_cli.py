@@ -174,7 +174,7 @@ def test_the_region_of_this_host(host: Path) -> None:
 
 def test_a_mount_point_is_its_region(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.is_dir()
-    mount = regions.Mount(Path("/mnt/pkernfs"), "")
+    mount = regions.Mount(Path("/mnt/pkernfs"), "main")
 
     def mount_of(path: Path, mountinfo: str) -> regions.Mount | None:
         assert mountinfo

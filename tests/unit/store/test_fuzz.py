@@ -55,7 +55,7 @@ def fuzz(images: int, seed: int) -> tuple[Counter[Verdict], Counter[Code]]:
 def test_fuzz_a_little() -> None:
     verdicts, codes = fuzz(3000, SEED)
     assert set(verdicts) == set(Verdict)
-    assert len(codes) > len(Code) * 3 // 4, f"never seen: {set(Code) - set(codes)}"
+    assert len(codes) > len(Code) * 0.9, f"never seen: {set(Code) - set(codes)}"
 
 
 @pytest.mark.fuzz

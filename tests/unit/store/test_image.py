@@ -180,13 +180,13 @@ def test_reading_gives_up_when_they_never_stop_changing() -> None:
 
 MOUNTINFO = (
     "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
-    "40 22 0:40 / /mnt/pkernfs rw - pkernfs none rw,region=main\n"
-    "41 22 0:41 / /mnt/a\\040b rw shared:3 - pkernfs none rw\n"
+    "40 22 0:40 / /mnt/pkernfs rw - pkernfs main rw\n"
+    "41 22 0:41 / /mnt/a\\040b rw shared:3 - pkernfs b rw\n"
 )
 
 
 def test_mounts() -> None:
-    assert mounts(MOUNTINFO) == [Mount(Path("/mnt/pkernfs"), "main"), Mount(Path("/mnt/a b"), "")]
+    assert mounts(MOUNTINFO) == [Mount(Path("/mnt/pkernfs"), "main"), Mount(Path("/mnt/a b"), "b")]
     found = mount_of(Path("/mnt/pkernfs/vm/ram"), MOUNTINFO)
     assert found is not None
     assert found.region == "main"
