@@ -51,7 +51,7 @@ static void avoid_memmap(struct pkernfs_avoided *avoided, char *value)
 		u64 size = memparse(item, &pos);
 		u64 start;
 
-		if (pos == item)
+		if (pos == item || !strncmp(item, "exactmap", 8))
 			return;
 		if (*pos != '$' && *pos != '!' && *pos != '#')
 			continue;

@@ -185,6 +185,12 @@ static int check_shape(const struct pkernfs_region *region)
 	u64 end = round_down(region->base + region->size, PKERNFS_BLOCK_SIZE);
 	u64 limit = 1ULL << boot_cpu_data.x86_phys_bits;
 
+	if (region->size > ((u64)PKERNFS_MAX_BLOCKS << PKERNFS_BLOCK_SHIFT)) {
+		pr_err("region %s: %s is more than 16 TiB: write at most %s!%s\n", region->name,
+		       UNITS(region->size), UNITS((u64)PKERNFS_MAX_BLOCKS << PKERNFS_BLOCK_SHIFT),
+		       UNITS(start));
+		return -E2BIG;
+	}
 	if (region->base + region->size < region->base || region->base + region->size > limit) {
 		pr_err("region %s: ends beyond the %s this CPU can address: write SIZE!START as in /proc/iomem\n",
 		       region->name, UNITS(limit));
@@ -195,12 +201,6 @@ static int check_shape(const struct pkernfs_region *region)
 		       UNITS(region->size), UNITS((u64)PKERNFS_MIN_BLOCKS << PKERNFS_BLOCK_SHIFT),
 		       UNITS(start));
 		return -EINVAL;
-	}
-	if (region->size > ((u64)PKERNFS_MAX_BLOCKS << PKERNFS_BLOCK_SHIFT)) {
-		pr_err("region %s: %s is more than 16 TiB: write at most %s!%s\n", region->name,
-		       UNITS(region->size), UNITS((u64)PKERNFS_MAX_BLOCKS << PKERNFS_BLOCK_SHIFT),
-		       UNITS(start));
-		return -E2BIG;
 	}
 	if (!IS_ALIGNED(region->base | region->size, PKERNFS_BLOCK_SIZE)) {
 		pr_err("region %s: %s!%s is not aligned to 2M: write %s!%s\n", region->name,

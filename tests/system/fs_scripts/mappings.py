@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Checks of mapped files: sizes of entries, ends, and what takes mappings away."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from .common import (
+    BLOCK,
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    GIB,
+    MIB,
+    PAGE,
+    bus_error,
+    call,
+    check,
+    equal,
+    fallocate,
+    faults,
+    in_child,
+    libc,
+    opened,
+    pattern,
+    refused,
+)
+
+_NOISE = 24  # faults that the interpreter takes itself
+
+
+@contextmanager
+def _mapped(fd: int, length: int, offset: int = 0) -> Iterator[mmap.mmap]:
+    memory = mmap.mmap(fd, length, mmap.MAP_SHARED, offset=offset)
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+def _map(fd: int, length: int, prot: int, flags: int, addr: int = 0, offset: int = 0) -> int:
+    """mmap(2) itself, for what Python's module does not do; the address."""
+    got = libc.mmap(addr or None, length, prot, flags, fd, offset)
+    if got in (None, ctypes.c_void_p(-1).value):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(got)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+@check
+def mapping_is_the_file(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, 5 * MIB)
+        with _mapped(fd, 5 * MIB) as one, _mapped(fd, MIB, 3 * MIB) as two:
+            one[3 * MIB : 3 * MIB + 5] = b"hello"
+            equal(two[:5], b"hello")
+            equal(os.pread(fd, 5, 3 * MIB), b"hello")
+            os.pwrite(fd, b"HELLO", 3 * MIB)
+            equal((one[3 * MIB : 3 * MIB + 5], two[:5]), (b"HELLO", b"HELLO"))
+            one.flush()
+
+
+@check
+def entries_of_2_mib(place: Path) -> None:
+    """Touching every page takes one fault per 2 MiB, when written and when only read."""
+    size = 32 * BLOCK
+    with opened(place / "f") as fd:
+        fallocate(fd, 0, size)
+        for _ in range(2):
+            with _mapped(fd, size) as memory:
+                equal(_address(memory) % BLOCK, 0, "alignment")
+                taken = faults(partial(memory.__getitem__, slice(None, None, PAGE)))
+                equal(32 <= taken <= 32 + _NOISE, True, f"{taken} faults reading")
+                view = memoryview(memory)
+                source = bytes(size // PAGE)
+
+                def write(view: memoryview = view, source: bytes = source) -> None:
+                    view[::PAGE] = source
+
+                again = faults(write)
+                view.release()
+                equal(again <= _NOISE, True, f"{again} faults writing what was read before")
+
+
+@check
+def entries_of_1_gib(place: Path) -> None:
+    """One fault for a GiB, where file, address and memory allow it."""
+    with opened(place / "f") as fd:
+        fallocate(fd, 0, GIB)
+        with _mapped(fd, GIB) as memory:
+            equal(_address(memory) % GIB, 0, "alignment")
+            taken = faults(lambda: memory[::BLOCK])
+            equal(1 <= taken <= _NOISE, True, f"{taken} faults")
+            memory[GIB - 1 : GIB] = b"z"
+        equal(os.pread(fd, 2, GIB - 1), b"z")
+
+
+@check
+def entries_where_the_address_does_not_fit(place: Path) -> None:
+    """4 KiB entries, and right ones, at an address that is not congruent."""
+    with opened(place / "f") as fd:
+        os.write(fd, pattern(4 * MIB))
+        room = _map(-1, 16 * MIB, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        addr = -(-room // BLOCK) * BLOCK + 3 * PAGE
+        fixed = mmap.MAP_SHARED | 0x10
+        equal(_map(fd, 4 * MIB, mmap.PROT_READ | mmap.PROT_WRITE, fixed, addr), addr)
+        equal(ctypes.string_at(addr, 4 * MIB) == pattern(4 * MIB), True)
+        call(libc.munmap(room, 16 * MIB))
+
+
+@check
+def holes_fill_on_touch(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, 64 * MIB)
+        with _mapped(fd, 64 * MIB) as memory:
+            equal(memory[10 * MIB], 0)
+            memory[33 * MIB] = 7
+            equal(os.fstat(fd).st_blocks * 512, 2 * BLOCK)
+        equal(os.pread(fd, 1, 33 * MIB), b"\7")
+
+
+@check
+def bus_error_past_the_end(place: Path) -> None:
+    size = 3 * MIB + 100
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, size)
+        with _mapped(fd, size) as memory:
+            addr = _address(memory)
+            for last in (0, BLOCK, 3 * MIB, 3 * MIB + PAGE - 1):
+                equal(ctypes.string_at(addr + last, 1), b"\0", f"byte {last}")
+        room = _map(-1, 8 * MIB, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        fixed = mmap.MAP_SHARED | 0x10
+        _map(fd, 8 * MIB, mmap.PROT_READ | mmap.PROT_WRITE, fixed, room)
+        equal(ctypes.string_at(room + 3 * MIB, 1), b"\0")
+        for beyond in (3 * MIB + PAGE, 4 * MIB - 1, 4 * MIB, 8 * MIB - 1):
+            bus_error(partial(ctypes.string_at, room + beyond, 1))
+        os.ftruncate(fd, 8 * MIB)
+        equal(ctypes.string_at(room + 8 * MIB - 1, 1), b"\0", "there once the file has grown")
+        call(libc.munmap(room, 8 * MIB))
+
+
+@check
+def shrinking_takes_mappings_away(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.write(fd, pattern(6 * MIB))
+        with _mapped(fd, 6 * MIB) as memory:
+            addr = _address(memory)
+            equal(memory[:] == pattern(6 * MIB), True)
+            os.ftruncate(fd, 3 * MIB + 5)
+            bus_error(lambda: ctypes.string_at(addr + 4 * MIB, 1))
+            bus_error(lambda: ctypes.string_at(addr + 3 * MIB + PAGE, 1))
+            equal(ctypes.string_at(addr, 3 * MIB + 5) == pattern(6 * MIB)[: 3 * MIB + 5], True)
+            equal(ctypes.string_at(addr + 3 * MIB + 5, 10), bytes(10), "the rest of the page")
+            os.ftruncate(fd, 0)
+            bus_error(lambda: ctypes.string_at(addr, 1))
+            os.ftruncate(fd, 6 * MIB)
+            equal(memory[:] == bytes(6 * MIB), True, "zeros once it has grown again")
+
+
+@check
+def what_was_mapped_past_the_end_is_never_seen(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, 10)
+        with _mapped(fd, 10) as memory:
+            ctypes.memset(_address(memory) + 10, 0xAA, PAGE - 10)
+        os.ftruncate(fd, PAGE)
+        equal(os.pread(fd, PAGE, 0), bytes(PAGE), "after a truncate")
+        with _mapped(fd, PAGE) as memory:
+            os.ftruncate(fd, 10)
+            ctypes.memset(_address(memory) + 10, 0xBB, PAGE - 10)
+        os.pwrite(fd, b"x", 100)
+        equal(os.pread(fd, PAGE, 0), bytes(100) + b"x", "after a write")
+
+
+@check
+def punching_takes_mappings_away(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.write(fd, pattern(8 * MIB))
+        with _mapped(fd, 8 * MIB) as memory:
+            equal(memory[:] == pattern(8 * MIB), True)
+            fallocate(fd, BLOCK, 2 * BLOCK, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
+            with opened(place / "other") as other:
+                os.write(other, b"\xff" * 4 * BLOCK)
+                equal(memory[BLOCK : 3 * BLOCK] == bytes(2 * BLOCK), True, "zeros")
+                memory[BLOCK] = 1
+                equal(os.pread(other, 4 * BLOCK, 0) == b"\xff" * 4 * BLOCK, True, "not another's")
+            equal(memory[:BLOCK] == pattern(8 * MIB)[:BLOCK], True)
+
+
+@check
+def private_mappings(place: Path) -> None:
+    path = place / "f"
+    path.write_bytes(pattern(MIB))
+    with opened(path) as fd:
+        write = mmap.PROT_READ | mmap.PROT_WRITE
+        refused(errno.EINVAL, lambda: _map(fd, MIB, write, mmap.MAP_PRIVATE))
+        addr = _map(fd, MIB, mmap.PROT_READ, mmap.MAP_PRIVATE)
+        equal(ctypes.string_at(addr, MIB) == pattern(MIB), True)
+        argument = ctypes.c_void_p(addr)
+        refused(errno.EACCES, lambda: call(libc.mprotect(argument, PAGE, write)))
+        call(libc.munmap(addr, MIB))
+    with opened(path, os.O_RDONLY) as fd:
+        refused(errno.EACCES, lambda: _map(fd, MIB, write, mmap.MAP_SHARED))
+        addr = _map(fd, MIB, mmap.PROT_READ, mmap.MAP_SHARED)
+        equal(ctypes.string_at(addr, MIB) == pattern(MIB), True)
+        call(libc.munmap(addr, MIB))
+
+
+@check
+def programs_do_not_run_from_here(place: Path) -> None:
+    path = place / "program"
+    path.write_bytes(Path("/bin/true").read_bytes())
+    path.chmod(0o755)
+    refused(errno.EACCES, lambda: os.execv(path, [str(path)]))
+
+
+@check
+def protection_can_change(place: Path) -> None:
+    """Read-only and back: the entries are writable again, with no change of content."""
+    with opened(place / "f") as fd:
+        os.write(fd, pattern(4 * MIB))
+        with _mapped(fd, 4 * MIB) as memory:
+            addr = _address(memory)
+            ctypes.memset(addr, 1, 1)
+            call(libc.mprotect(ctypes.c_void_p(addr), 4 * MIB, mmap.PROT_READ))
+            refused(errno.EFAULT, lambda: call(libc.pread(fd, ctypes.c_void_p(addr), 1, 0)))
+            write = mmap.PROT_READ | mmap.PROT_WRITE
+            call(libc.mprotect(ctypes.c_void_p(addr), 4 * MIB, write))
+            ctypes.memset(addr, 3, 1)
+            equal(os.pread(fd, 1, 0), b"\3")
+
+
+@check
+def fork_shares(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, BLOCK)
+        with _mapped(fd, BLOCK) as memory:
+            memory[0] = 1
+            equal(in_child(lambda: memory.__setitem__(0, 9)), 0)
+            equal(memory[0], 9)
+
+
+@check
+def own_memory_as_buffer(place: Path) -> None:
+    """read, write and getdents with a buffer that is a hole of the same file."""
+    with opened(place / "f") as fd, opened(place, os.O_RDONLY) as directory:
+        os.pwrite(fd, pattern(MIB), 0)
+        os.ftruncate(fd, 40 * MIB)
+        with _mapped(fd, 40 * MIB) as memory:
+            addr = _address(memory)
+            equal(libc.pread(fd, ctypes.c_void_p(addr + 10 * MIB), MIB, 0), MIB)
+            equal(memory[10 * MIB : 11 * MIB] == pattern(MIB), True)
+            equal(libc.pwrite(fd, ctypes.c_void_p(addr + 20 * MIB), MIB, 0), MIB)
+            equal(memory[:MIB] == bytes(MIB), True)
+            got = libc.syscall(217, directory, ctypes.c_void_p(addr + 30 * MIB), 4096)
+            equal(got > 0, True, "getdents64")
+
+
+@check
+def writing_through_a_mapping_sets_mtime(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, BLOCK)
+        os.utime(fd, (1, 1))
+        with _mapped(fd, BLOCK) as memory:
+            memory[0] = 1
+        equal(time.time() - os.fstat(fd).st_mtime < 60, True, "mtime is now")
+
+
+@check
+def no_struct_page(place: Path) -> None:
+    """O_DIRECT of another filesystem can't reach this memory; ordinary calls can."""
+    scratch = Path("/mnt/scratch/direct")
+    scratch.write_bytes(pattern(MIB))
+    with opened(place / "f") as fd, opened(scratch, os.O_RDONLY | os.O_DIRECT) as direct:
+        os.ftruncate(fd, BLOCK)
+        with _mapped(fd, BLOCK) as memory:
+            addr = ctypes.c_void_p(_address(memory))
+            refused(errno.EFAULT, lambda: call(libc.pread(direct, addr, MIB, 0)))
+            with opened(scratch, os.O_RDONLY) as ordinary:
+                equal(libc.pread(ordinary, addr, MIB, 0), MIB)
+            equal(memory[:MIB] == pattern(MIB), True)
+    scratch.unlink()
+
+
+@check
+def a_debugger_can_look(place: Path) -> None:
+    with opened(place / "f") as fd:
+        os.write(fd, pattern(BLOCK))
+        with _mapped(fd, BLOCK) as memory:
+            equal(memory[5], pattern(BLOCK)[5])
+            with opened(Path("/proc/self/mem"), os.O_RDWR) as mem:
+                got = os.pread(mem, 5000, _address(memory) + PAGE)
+                equal(got, pattern(BLOCK)[PAGE : PAGE + 5000])

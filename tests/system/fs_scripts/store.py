@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Checks of space, mounting, the regions and the module."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import mmap
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from .common import (
+    BASE,
+    BLOCK,
+    MIB,
+    MOUNT,
+    PAGE,
+    SYSFS,
+    bus_error,
+    call,
+    check,
+    check_unmounted,
+    equal,
+    fallocate,
+    free_blocks,
+    kernel_log,
+    libc,
+    listed,
+    load,
+    mount,
+    mounts,
+    opened,
+    pattern,
+    read_range,
+    refused,
+    run,
+    small_store,
+    unload,
+    write_range,
+)
+
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_RDONLY, _MS_REMOUNT = 1, 32
+
+
+def _mount(source: str, where: Path, flags: int = 0, data: str = "") -> None:
+    args = (os.fsencode(source), os.fsencode(where), b"pkernfs", ctypes.c_ulong(flags))
+    call(libc.mount(*args, data.encode()))
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@check
+def statfs_adds_up(place: Path) -> None:
+    before = os.statvfs(MOUNT)
+    region = int((SYSFS / "pkernfs/size").read_text())
+    equal((before.f_bsize, before.f_frsize, before.f_namemax), (BLOCK, BLOCK, 255))
+    equal(before.f_blocks * BLOCK, region, "blocks are those of the range")
+    with opened(place / "a") as a, opened(place / "b") as b:
+        os.write(a, b"x")
+        fallocate(b, 0, 9 * MIB)
+        after = os.statvfs(MOUNT)
+        equal(before.f_bfree - after.f_bfree, 1 + 5, "blocks of the files")
+        equal(before.f_blocks, after.f_blocks)
+        used = sum(os.fstat(fd).st_blocks for fd in (a, b)) * 512
+        equal(used, 6 * BLOCK)
+        equal(before.f_files - before.f_ffree + 2, after.f_files - after.f_ffree, "files in use")
+
+
+@check_unmounted
+def no_space_is_exact(place: Path) -> None:
+    """The last free block can be had; one more is refused and changes nothing."""
+    with small_store("32M!4G"):
+        path = MOUNT / "f"
+        with opened(path) as fd, opened(MOUNT / "g") as other:
+            free = free_blocks()
+            os.write(other, b"x" * 100)
+            refused(errno.ENOSPC, lambda: fallocate(fd, 0, free * BLOCK))
+            equal((os.fstat(fd).st_size, os.fstat(fd).st_blocks, free_blocks()), (0, 0, free - 1))
+            fallocate(fd, 0, (free - 1) * BLOCK)
+            equal(free_blocks(), 0)
+            for attempt in (
+                lambda: os.pwrite(other, b"y" * 10, BLOCK - 5),
+                lambda: os.pwrite(other, b"y", 10 * BLOCK),
+                lambda: fallocate(other, 0, BLOCK + 1),
+            ):
+                refused(errno.ENOSPC, attempt)
+                equal((os.fstat(other).st_size, os.fstat(other).st_blocks * 512), (100, BLOCK))
+            equal(os.pwrite(other, b"y" * 10, BLOCK - 10), 10, "what there is can be written")
+            (MOUNT / "empty").touch()
+            os.ftruncate(other, 100 * BLOCK)
+            memory = mmap.mmap(other, 100 * BLOCK)
+            addr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            bus_error(lambda: ctypes.memset(addr + 50 * BLOCK, 1, 1))
+            equal(ctypes.string_at(addr, 3), b"xxx")
+            memory.close()
+            path.unlink()
+            equal(free_blocks(), 0, "while it is open")
+        equal(free_blocks(), free - 1)
+
+
+@check
+def freed_blocks_come_back_zeroed(place: Path) -> None:
+    path = place / "f"
+    for _ in range(2):
+        with opened(path) as fd:
+            fallocate(fd, 0, 20 * BLOCK)
+            equal(os.pread(fd, 20 * BLOCK, 0) == bytes(20 * BLOCK), True)
+            os.pwrite(fd, b"\xee" * 20 * BLOCK, 0)
+        path.unlink()
+
+
+@check
+def one_super_block(place: Path) -> None:
+    with _directory() as second:
+        for source in ("none", "pkernfs", "none"):
+            _mount(source, second)
+            equal(second.stat().st_dev, MOUNT.stat().st_dev)
+            (place / "f").write_text(source)
+            equal((second / place.name / "f").read_text(), source)
+            run("umount", str(second))
+        refused(errno.EBUSY, lambda: _mount("none", second, _MS_RDONLY))
+    found = [fields[:2] for fields in mounts() if fields[2] == "pkernfs"]
+    equal(found, [["pkernfs", str(MOUNT)]])
+
+
+@check
+def mount_refusals(place: Path) -> None:
+    with _directory() as second:
+        refused(errno.EINVAL, lambda: _mount("none", second, data="nonsense"))
+        refused(errno.EINVAL, lambda: _mount("none", second, data="size=1G"))
+        refused(errno.ENODEV, lambda: _mount("other", second))
+
+        def in_user_namespace() -> None:
+            pid = os.fork()
+            if pid == 0:
+                call(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
+                try:
+                    refused(errno.EPERM, lambda: _mount("none", second))
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+            equal(os.waitpid(pid, 0)[1], 0, "status of the child")
+
+        in_user_namespace()
+
+
+@check
+def read_only(place: Path) -> None:
+    path = place / "f"
+    path.write_text("x")
+    with opened(place / "sparse") as fd:
+        os.ftruncate(fd, BLOCK)
+    _mount("none", MOUNT, _MS_REMOUNT | _MS_RDONLY)
+    try:
+        refused(errno.EROFS, lambda: path.write_text("y"))
+        refused(errno.EROFS, lambda: path.unlink())
+        refused(errno.EROFS, lambda: (place / "g").touch())
+        equal(path.read_text(), "x")
+        with opened(place / "sparse", os.O_RDONLY) as fd:
+            memory = mmap.mmap(fd, BLOCK, prot=mmap.PROT_READ)
+            bus_error(lambda: memory[0])
+            memory.close()
+    finally:
+        _mount("none", MOUNT, _MS_REMOUNT)
+    path.write_text("y")
+
+
+@check
+def sysfs_shows_the_metadata(place: Path) -> None:
+    home = SYSFS / "pkernfs"
+    equal(int((home / "base").read_text(), 16), BASE)
+    equal((home / "metadata").stat().st_mode & 0o777, 0o400)
+    equal((home / "metadata").stat().st_size, int((home / "size").read_text()))
+    first = int((home / "sequence").read_text())
+    equal(int((home / "sequence").read_text()), first, "sequence with no change")
+    (place / "f").write_bytes(b"\xa5" * 3 * BLOCK)
+    (place / "f").chmod(0o600)
+    equal(int((home / "sequence").read_text()) > first, True, "sequence after changes")
+    with opened(home / "metadata", os.O_RDONLY) as fd:
+        equal(os.pread(fd, 8, 0), b"PKERNFS1")
+        equal(os.pread(fd, 10, int((home / "size").read_text()) - 5), bytes(5), "at the end")
+        for block in range(1, 40):
+            got = os.pread(fd, PAGE, block * BLOCK + 8192)
+            equal(b"\xa5" in got, False, f"no data in block {block}")
+
+
+@check
+def check_of_a_mounted_store(place: Path) -> None:
+    (place / "d").mkdir()
+    (place / "d/f").write_bytes(pattern(5 * MIB))
+    done = run("pkernfs", "check", ok=False)
+    equal(done.returncode, 0, f"pkernfs check: {done.stdout}{done.stderr}")
+
+
+def _fill(root: Path) -> str:
+    """Some of everything; a digest of what can be seen of it."""
+    (root / "d/e").mkdir(parents=True)
+    (root / "d/f").write_bytes(pattern(5 * MIB + 7))
+    (root / "d/e/empty").touch(mode=0o751)
+    (root / "link").symlink_to("d/f")
+    with opened(root / "sparse") as fd:
+        os.ftruncate(fd, 100 * MIB)
+        os.pwrite(fd, b"end", 100 * MIB - 3)
+    os.chown(root / "d/f", 11, 22)
+    os.utime(root / "d", ns=(123, 456))
+    return _digest(root)
+
+
+def _digest(root: Path) -> str:
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        info = path.lstat()
+        facts = (path, info.st_mode, info.st_uid, info.st_gid, info.st_size, info.st_mtime_ns)
+        total.update(repr((*facts, info.st_ino, info.st_blocks, info.st_nlink)).encode())
+        if path.is_file() and not path.is_symlink():
+            total.update(path.read_bytes())
+        if path.is_symlink():
+            total.update(bytes(path.readlink()))
+    return total.hexdigest()
+
+
+@check_unmounted
+def content_outlives_the_module(place: Path) -> None:
+    with small_store("256M!4G"):
+        before = _fill(MOUNT)
+        run("umount", str(MOUNT))
+        mount()
+        equal(_digest(MOUNT), before, "after a mount")
+        unload()
+        load("256M!4G")
+        mount("init")
+        equal(_digest(MOUNT), before, "after loading the module again, and -o init")
+
+
+@check_unmounted
+def unlinked_files_go_with_the_mount(place: Path) -> None:
+    """A file that is open and has no name takes no space once the store is opened anew."""
+    with small_store():
+        free = free_blocks()
+        with opened(MOUNT / "f") as fd:
+            os.write(fd, b"x" * 5 * MIB)
+            (MOUNT / "f").unlink()
+            equal(free_blocks(), free - 3)
+            # What a kexec would find now, seen through the range's own bytes.
+            image = (SYSFS / "pkernfs/metadata").read_bytes()
+        unload()
+        write_range(0, image[:BLOCK])
+        load("64M!4G")
+        mount()
+        equal((free_blocks(), listed(MOUNT)), (free, []))
+
+
+@check_unmounted
+def only_init_makes_a_store(place: Path) -> None:
+    unload()
+    write_range(0, bytes(BLOCK))
+    load("64M!4G")
+    with kernel_log() as log:
+        refused(errno.EINVAL, lambda: _mount("none", MOUNT))
+    equal(len([line for line in log if "pkernfs" in line]), 1, f"{log}")
+    unload()
+    equal(read_range(0, BLOCK) == bytes(BLOCK), True, "nothing was written")
+    load("64M!4G")
+    mount("init")
+    equal(listed(MOUNT), [])
+    unload()
+
+
+@check_unmounted
+def damaged_stores_are_left_alone(place: Path) -> None:
+    with small_store():
+        _fill(MOUNT)
+    good = read_range(0, BLOCK)
+    flip = bytes([good[100] ^ 0xFF])
+    for name, number, changes in (
+        ("both super blocks damaged", errno.EUCLEAN, ((100, flip), (MIB + 100, flip))),
+        ("no magic, but something", errno.EINVAL, ((0, b"GARBAGE!"), (MIB, b"GARBAGE!"))),
+        ("something else", errno.EINVAL, ((0, b"\1" * 8192), (MIB, b"\1" * 8192))),
+    ):
+        write_range(0, good)
+        for offset, data in changes:
+            write_range(offset, data)
+        bad = read_range(0, BLOCK)
+        load("64M!4G")
+        for option in ("", "init"):
+            with kernel_log() as log:
+                try:
+                    _mount("none", MOUNT, data=option)
+                except OSError as error:
+                    wanted = {number, errno.EUCLEAN, errno.EINVAL}
+                    equal(error.errno in wanted, True, f"{name}: {error}")
+                else:
+                    raise AssertionError(f"{name}: mounted with '{option}'")
+            equal(bool([line for line in log if "pkernfs: region" in line]), True, "says why")
+        unload()
+        equal(read_range(0, BLOCK) == bad, True, f"{name}: unchanged")
+    write_range(0, good)
+    write_range(100, flip)
+    load("64M!4G")
+    mount()
+    equal(len(listed(MOUNT)), 3, "one good super block is enough")
+    unload()
+    load("32M!4G")
+    refused(errno.ENXIO, lambda: _mount("none", MOUNT))
+    unload()
+
+
+@check_unmounted
+def module_comes_and_goes(place: Path) -> None:
+    unload()
+    debugfs = Path("/sys/kernel/debug")
+    if not (debugfs / "x86").exists():
+        run("mount", "-t", "debugfs", "debugfs", str(debugfs))
+
+    def memory_types() -> list[str]:
+        text = (debugfs / "x86/pat_memtype_list").read_text()
+        return [line for line in text.splitlines() if "0x000000010" in line]
+
+    equal(memory_types(), [])
+    write_range(0, bytes(BLOCK))
+    for _ in range(5):
+        load("a:64M!4G,b:64M!4160M")
+        equal(listed(SYSFS), ["a", "b"])
+        equal(
+            memory_types(),
+            [
+                "PAT: [mem 0x0000000100000000-0x0000000104000000] write-back",
+                "PAT: [mem 0x0000000104000000-0x0000000108000000] write-back",
+            ],
+            "write-back is reserved for all of the ranges, and nothing is mapped",
+        )
+        text = Path("/proc/iomem").read_text()
+        equal("100000000-103ffffff : pkernfs" in text, True, "/proc/iomem")
+        mount("init", "a")
+        equal(run("rmmod", "pkernfs", ok=False).returncode, 1, "rmmod while it is mounted")
+        with opened(Path("/dev/mem"), os.O_RDONLY) as fd:
+            refused(errno.EPERM, partial(mmap.mmap, fd, PAGE, prot=mmap.PROT_READ, offset=BASE))
+        unload()
+        equal(memory_types(), [])
+        equal("pkernfs" in Path("/proc/iomem").read_text(), False)
+
+
+@check_unmounted
+def region_refusals(place: Path) -> None:
+    """Each with one line that says why and what to write instead."""
+    unload()
+    for region, why, instead in (
+        ("", "no region given", "pkernfs.region=SIZE!START"),
+        ("64M", "not understood", "[NAME:]SIZE!START"),
+        ("64M@4G", "not understood", "region=4G!8G"),
+        ("64M!4Gx", "not understood", "[NAME:]SIZE!START"),
+        ("none:64M!4G", "a name is", "'none'"),
+        ("a/b:64M!4G", "a name is", "letters"),
+        (f"{'a' * 32}:64M!4G", "a name is", "1 to 31"),
+        ("64M!4097M", "is not aligned to 2M", "write 62M!4098M"),
+        ("65M!4G", "is not aligned to 2M", "write 64M!4G"),
+        ("4M!4G", "4M is too small", "write at least 8M!4G"),
+        ("17T!4G", "more than 16 TiB", "write at most 16384G!4G"),
+        ("8M!16777214M", "ends beyond", "/proc/iomem"),
+        ("18446744073705357312!8M", "ends beyond", "/proc/iomem"),
+        ("64M!1G", "the kernel uses this range as its own RAM", "add memmap=64M$1G"),
+        ("64M!3G", "not all of 64M!3G is RAM set aside", "memmap=SIZE$START"),
+        ("64M!4G,64M!5G", "given twice", "NAME:SIZE!START"),
+        ("a:64M!4G,b:64M!4128M", "overlaps with region a", "write 64M!4160M"),
+    ):
+        with kernel_log() as log:
+            done = load(region, ok=False) if region else _insert_without_region()
+        equal(done.returncode != 0, True, f"{region}: refused")
+        said = [line for line in log if why in line and instead in line]
+        equal(len(said), 1, f"{region}: lines like that in {log}")
+        equal("pkernfs" in Path("/proc/iomem").read_text(), False, f"{region}: nothing claimed")
+        equal(SYSFS.exists(), False, f"{region}: nothing in sysfs")
+
+
+def _insert_without_region() -> subprocess.CompletedProcess[str]:
+    """The module with no parameter at all: modprobe would add the boot line's."""
+    name = run("modinfo", "-n", "pkernfs").stdout.strip()
+    return run("insmod", name, ok=False)
+
+
+@contextmanager
+def _boot_line(text: str) -> Iterator[None]:
+    """Another /proc/cmdline, for whoever reads that file."""
+    with tempfile.NamedTemporaryFile("w", suffix=".cmdline") as file:
+        file.write(text + "\n")
+        file.flush()
+        run("mount", "--bind", file.name, "/proc/cmdline")
+        try:
+            yield
+        finally:
+            run("umount", "/proc/cmdline")
+
+
+@check_unmounted
+def kaslr_refusals(place: Path) -> None:
+    """What the boot stub avoids, and nothing else, is good enough."""
+    unload()
+    for line, good in (
+        ("quiet memmap=64M$4G", True),
+        ("memmap=64M!4G", True),
+        ("memmap=64M#0x100000000", True),
+        ("memmap=1G$4G root=/dev/vda", True),
+        ("memmap=32M$4G memmap=32M$4128M", True),
+        ("memmap=1M$2G,1M$3G,64M$4G", True),
+        ("nokaslr", True),
+        ("nokaslr memmap=64M%4G", True),
+        ('a="b c" memmap=64M$4G', True),
+        ("memmap=64M%4G-1+2", False),
+        ("memmap=64M@4G", False),
+        ("memmap=64M", False),
+        ("", False),
+        ("memmap=62M$4G", False),
+        ("memmap=32M$4G memmap=30M$4128M", False),
+        ("memmap=1M$1G,1M$2G,1M$3G,1M$5G,64M$4G", False),
+        ("memmap=1M$1G memmap=1M$2G memmap=1M$3G memmap=1M$5G memmap=64M$4G", False),
+        ("memmap=exactmap,64M$4G", False),
+        ('a="nokaslr memmap=64M$4G"', False),
+        ("-- nokaslr", False),
+        ("xnokaslr ymemmap=64M$4G", False),
+    ):
+        with kernel_log() as log, _boot_line(line):
+            name = run("modinfo", "-n", "pkernfs").stdout.strip()
+            done = run("insmod", name, "region=64M!4G", ok=False)
+        equal(done.returncode == 0, good, f"'{line}'")
+        said = [text for text in log if "KASLR" in text and "write memmap=64M$4G" in text]
+        equal(len(said), 0 if good else 1, f"'{line}': {log}")
+        if good:
+            run("rmmod", "pkernfs")
