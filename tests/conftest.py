@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Virtual hosts for the system tests: shared ones, and ones of a test's own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from pkernfs.lab.machine import HostConfig, Machine
+
+HostFactory = Callable[..., Machine]
+_KERNELS = ("6.12", "7.3")
+_TAIL_LINES = 40
+#: Hosts that run now, for the kernel log in the report of a failed test.
+_running: list[Machine] = []
+
+
+@contextlib.contextmanager
+def _watched(machine: Machine) -> Iterator[Machine]:
+    with machine:
+        _running.append(machine)
+        try:
+            yield machine
+        finally:
+            _running.remove(machine)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the end of every running host's kernel log to a failure."""
+    report = yield
+    if report.failed:
+        for machine in _running:
+            tail = "\n".join(line.text for line in machine.console.lines[-_TAIL_LINES:])
+            report.sections.append((f"kernel log of the host, all of it in {machine.logs}", tail))
+    return report
+
+
+@pytest.fixture(scope="session")
+def shared_host() -> Iterator[Callable[[str], Machine]]:
+    """A function from a kernel's name to the running host that all tests share."""
+    with contextlib.ExitStack() as stack:
+        hosts: dict[str, Machine] = {}
+
+        def get(kernel: str) -> Machine:
+            if kernel not in hosts:
+                hosts[kernel] = stack.enter_context(_watched(Machine(HostConfig(kernel=kernel))))
+            return hosts[kernel]
+
+        yield get
+
+
+def _without_new_problems(machine: Machine) -> Iterator[Machine]:
+    before = len(machine.problems)
+    yield machine
+    fresh = machine.problems[before:]
+    assert not fresh, f"this test left bad lines in the kernel log: {fresh[:5]}"
+
+
+@pytest.fixture
+def host(shared_host: Callable[[str], Machine]) -> Iterator[Machine]:
+    """The shared host on 6.12, with a store. Leave nothing behind in it."""
+    yield from _without_new_problems(shared_host("6.12"))
+
+
+@pytest.fixture(params=_KERNELS)
+def each_host(
+    request: pytest.FixtureRequest, shared_host: Callable[[str], Machine]
+) -> Iterator[Machine]:
+    """The shared host of every kernel, one after the other."""
+    yield from _without_new_problems(shared_host(request.param))
+
+
+@pytest.fixture
+def new_host() -> Iterator[HostFactory]:
+    """Boots a host of the test's own, by the fields of HostConfig; it ends with the test.
+
+    For tests that replace the host's kernel, let it panic, or need a special one.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def boot(**fields: Any) -> Machine:
+            context: AbstractContextManager[Machine] = _watched(Machine(HostConfig(**fields)))
+            return stack.enter_context(context)
+
+        yield boot
