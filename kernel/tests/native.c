@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <linux/bitmap.h>
+#include <linux/crc32.h>
 #include <linux/minmax.h>
 #include <linux/slab.h>
 
@@ -530,6 +531,37 @@ int pkn_read(struct pkn *n, const char *path, u64 offset, void *data, u32 bytes)
 			memset(data, 0, part);
 	}
 	return 0;
+}
+
+static u32 digest_page(struct pkn *n, const u8 *at, u64 number, u32 bytes, u32 crc)
+{
+	if (!test_bit((at - n->memory) / PAGE, n->written) || !memchr_inv(at, 0, bytes))
+		return crc;
+	crc = crc32_le(crc, &number, sizeof(number));
+	return crc32_le(crc, at, bytes);
+}
+
+u32 pkn_digest(struct pkn *n, const char *path)
+{
+	struct pkernfs_node *node;
+	u64 offset = 0, size;
+	u32 crc = ~0, block, count;
+
+	if (find_file(n, path, &node))
+		return 0;
+	size = le64_to_cpu(pkernfs_node_inode(n->store, node)->size);
+	while (offset < size) {
+		u64 end, at;
+
+		if (!pkernfs_node_map(n->store, node, offset / BLOCK, &block, &count))
+			block = 0;
+		end = min_t(u64, offset + count * BLOCK, size);
+		for (at = offset; block && at < end; at += PAGE)
+			crc = digest_page(n, n->memory + block * BLOCK + (at - offset),
+					  at / PAGE, min_t(u64, PAGE, end - at), crc);
+		offset += count * BLOCK;
+	}
+	return ~crc;
 }
 
 static void dump_path(struct pkn *n, const struct pkernfs_node *node, FILE *out)

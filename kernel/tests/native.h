@@ -71,6 +71,8 @@ int pkn_chmod(struct pkn *n, const char *path, u32 mode);
 int pkn_write(struct pkn *n, const char *path, u64 offset, const void *data, u32 bytes);
 /* Bytes of a file, holes as zero. */
 int pkn_read(struct pkn *n, const char *path, u64 offset, void *data, u32 bytes);
+/* CRC-32 of the content of a file: every page that is not zero, with its number. 0: no file. */
+u32 pkn_digest(struct pkn *n, const char *path);
 /*
  * One line per inode, parents first: path, ino, mode in octal, size, and extents as
  * file_block:block:count with commas or the target, separated by tabs. Returns the length,
