@@ -71,11 +71,12 @@ def image_release(image: Path) -> str:
 
 
 def version_key(release: str) -> list[tuple[int, int, str]]:
-    """Sorts kernel releases by age: numbers as numbers."""
-    return [
-        (1, int(part), "") if part.isdigit() else (0, 0, part)
+    """Sorts kernel releases by age: numbers as numbers, a release candidate first."""
+    parts = [
+        (1, int(part), "") if part.isdigit() else (-1 if part == "rc" else 0, 0, part)
         for part in re.findall(r"\d+|[a-z]+", release)
     ]
+    return [*parts, (0, 0, "")]
 
 
 def find_initrd(boot: Path, release: str) -> Path | None:

@@ -10,6 +10,7 @@ from pkernfs.errors import UsageError
 from pkernfs.vmm.config import GuestConfig
 
 RAM_ID = "pkernfs-ram"
+_MONITOR = "pkernfs-qmp"
 
 _BACKGROUND = "a guest in the background has no terminal: -chardev file,...,append=on or socket,..."
 _REFUSED = {
@@ -163,6 +164,14 @@ def remove_options(arguments: Sequence[str], *names: str) -> tuple[str, ...]:
     return tuple(kept)
 
 
+def _monitor_option(version: str) -> tuple[str, str]:
+    """QEMU 11.1 replaced -mon by an object, and complains about the old word."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) >= (11, 1):
+        return "-object", f"monitor-qmp,id={_MONITOR},chardev={_MONITOR}-socket"
+    return "-mon", f"id={_MONITOR},chardev={_MONITOR}-socket,mode=control"
+
+
 def start_arguments(config: GuestConfig, monitor_fd: int, *, incoming: bool) -> list[str]:
     """The full command of one start.
 
@@ -174,8 +183,7 @@ def start_arguments(config: GuestConfig, monitor_fd: int, *, incoming: bool) -> 
         config.qemu,
         *config.arguments,
         "-chardev",
-        f"socket,id=pkernfs-qmp,fd={monitor_fd},server=on,wait=off",
-        "-mon",
-        "chardev=pkernfs-qmp,mode=control",
+        f"socket,id={_MONITOR}-socket,fd={monitor_fd},server=on,wait=off",
+        *_monitor_option(config.qemu_version),
         *(("-incoming", "defer") if incoming else ()),
     ]

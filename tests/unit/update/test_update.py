@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An update and its way back, with a fake QEMU and a fake jump."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from pkernfs.errors import PkernfsError
+from pkernfs.host import kexec
+from pkernfs.host.kernels import Kernel
+from pkernfs.update import handover, plan, quiesce, report
+from pkernfs.update import resume as resuming
+from pkernfs.update.lock import update_lock
+from pkernfs.vmm import process
+from pkernfs.vmm.config import Guest
+from tests.unit.vmm.fakes import RAM, FakeHost
+
+JUMPED = 77
+
+
+class FakeKexec:
+    """What was loaded, and what jumping does."""
+
+    def __init__(self) -> None:
+        self.loaded: str | None = None
+        self.jump: Callable[[], None] = self._refuse
+
+    def load(self, kernel: Kernel, line: str) -> None:
+        self.loaded = line
+
+    def unload(self) -> None:
+        self.loaded = None
+
+    def _refuse(self) -> None:
+        raise PkernfsError("the running kernel refuses to start the loaded one: fake")
+
+
+@pytest.fixture
+def jumper(monkeypatch: pytest.MonkeyPatch) -> FakeKexec:
+    fake = FakeKexec()
+    monkeypatch.setattr(kexec, "load", fake.load)
+    monkeypatch.setattr(kexec, "unload", fake.unload)
+    monkeypatch.setattr(kexec, "jump", lambda: fake.jump())
+    monkeypatch.setattr(os, "sync", lambda: None)
+    return fake
+
+
+def _update(host: FakeHost, append: str = "") -> None:
+    handover.update(host.machine, host.places, handover.Request(append=append), lambda _: None)
+
+
+def _all_run_on(host: FakeHost, jumper: FakeKexec, *names: str) -> None:
+    """Nothing is left of an update that was given up."""
+    assert host.states() == dict.fromkeys(names, "running")
+    assert jumper.loaded is None
+    for name in names:
+        guest = Guest(name, host.places)
+        assert not guest.state.exists()
+        assert guest.saved() is None
+        assert guest.ram.stat().st_size == RAM
+
+
+def _kexec(host: FakeHost, jumper: FakeKexec) -> None:
+    """Update in a process of its own, whose jump ends it and every QEMU."""
+    child = os.fork()
+    if child == 0:
+
+        def jump() -> NoReturn:
+            host.kill_all()
+            os._exit(JUMPED)
+
+        jumper.jump = jump
+        try:
+            _update(host)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == JUMPED
+    line = plan.read(host.places, plan.last_update(host.places, host.machine) or "").boot_line
+    host.boot("7.3.4", "boot-two", line)
+
+
+def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
+    host.start("a")
+    host.start("b")
+    _kexec(host, jumper)
+    assert host.states() == {"a": "saved", "b": "saved"}
+    assert resuming.resume(host.machine, host.places) == [
+        resuming.Resumed("a"),
+        resuming.Resumed("b"),
+    ]
+    assert host.states() == {"a": "running", "b": "running"}
+    assert not Guest("a", host.places).state.exists()
+    update = host.machine.update_marker
+    assert update is not None
+    value = report.build(host.places, update)
+    assert value["schema"] == "pkernfs-report/1"
+    assert value["outcome"] == "completed"
+    assert value["host"] == {
+        "kernel_before": "6.12.1",
+        "kernel_after": "7.3.4",
+        "boot_id_before": "boot-one",
+        "boot_id_after": "boot-two",
+    }
+    assert [(vm["name"], vm["survived"], vm["ram_bytes"]) for vm in value["vms"]] == [
+        ("a", True, RAM),
+        ("b", True, RAM),
+    ]
+    assert all(0 < vm["blackout_s"] < 60 for vm in value["vms"])
+    names = [phase["name"] for phase in value["phases"]]
+    assert names == [
+        "check", "load", "pause", "save", "hand over", "kernel",
+        "interpreter", "mount", "verify", "start", "load state", "run",
+    ]  # fmt: skip
+    assert all(phase["start_s"] <= phase["end_s"] for phase in value["phases"])
+    assert "7.3.4" in report.render(value)
+    assert (plan.directory(host.places, update) / "report.json").exists()
+
+
+def test_a_paused_guest_stays_paused(host: FakeHost, jumper: FakeKexec) -> None:
+    guest = host.start("a")
+    _qmp(guest, "stop")
+    assert host.states() == {"a": "paused"}
+    with pytest.raises(PkernfsError, match="refuses to start"):
+        _update(host)
+    assert host.states() == {"a": "postmigrate"} or host.states() == {"a": "paused"}
+
+
+def _qmp(guest: Guest, command: str) -> None:
+    import asyncio
+
+    from pkernfs.vmm.monitor import monitor
+
+    async def send() -> None:
+        async with monitor(guest, 5) as session:
+            await session.execute(command)
+
+    asyncio.run(send())
+
+
+def test_a_jump_that_fails_lets_all_run_on(host: FakeHost, jumper: FakeKexec) -> None:
+    host.start("a")
+    host.start("b")
+    with pytest.raises(PkernfsError, match="refuses to start"):
+        _update(host)
+    _all_run_on(host, jumper, "a", "b")
+    update = plan.last_update(host.places, host.machine)
+    assert update is not None
+    value = report.build(host.places, update)
+    assert value["outcome"] == "rolled back"
+    assert "refuses to start" in value["text"]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("blocked", "can't be saved: a device"),
+        ("fails", "no space on fake device"),
+        ("fat", "its memory is in it"),
+        ("hangs", "no MIGRATION/completed"),
+    ],
+)
+def test_a_guest_that_can_not_be_saved_lets_all_run_on(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch, how: str, says: str
+) -> None:
+    monkeypatch.setattr(quiesce, "SAVE_S", 0.5)
+    host.start("a")
+    host.start("b")
+    host.misbehave(how)
+    with pytest.raises(PkernfsError, match=says):
+        _update(host)
+    host.misbehave("")
+    _all_run_on(host, jumper, "a", "b")
+
+
+def test_a_dead_socket_stops_the_update_before_anything(host: FakeHost, jumper: FakeKexec) -> None:
+    host.start("a")
+    guest = host.start("b")
+    guest.socket.unlink()
+    with pytest.raises(PkernfsError, match="guest b: its QEMU can't be talked to"):
+        _update(host)
+    assert host.states() == {"a": "running", "b": "unreachable"}
+    assert jumper.loaded is None
+
+
+def test_a_missing_kernel_stops_the_update_before_anything(
+    host: FakeHost, jumper: FakeKexec
+) -> None:
+    host.start("a")
+    (host.root / "boot/vmlinuz-7.3.4").unlink()
+    with pytest.raises(PkernfsError, match="no other kernel"):
+        _update(host)
+    _all_run_on(host, jumper, "a")
+
+
+def test_a_kernel_that_is_refused_stops_the_update(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(kernel: Kernel, line: str) -> None:
+        raise PkernfsError("the running kernel refuses to load it")
+
+    monkeypatch.setattr(kexec, "load", refuse)
+    host.start("a")
+    with pytest.raises(PkernfsError, match="refuses to load"):
+        _update(host)
+    _all_run_on(host, jumper, "a")
+
+
+def test_what_doctor_finds_stops_the_update(host: FakeHost, jumper: FakeKexec) -> None:
+    host.put("proc/sys/kernel/kexec_load_disabled", "1")
+    with pytest.raises(PkernfsError, match="switched off"):
+        _update(host)
+
+
+def test_a_store_without_room_for_the_states_stops_the_update(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.start("a")
+    real = os.statvfs(host.places.store)
+    full = os.statvfs_result((*tuple(real)[:4], 1, *tuple(real)[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(PkernfsError, match="state of the guests may take"):
+        _update(host)
+    _all_run_on(host, jumper, "a")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_a_guest_is_paused_lets_it_run_on(
+    host: FakeHost, jumper: FakeKexec, number: signal.Signals
+) -> None:
+    host.start("a")
+    host.misbehave("hangs")
+
+    def send() -> None:
+        guest = Guest("a", host.places)
+        while not plan.last_update(host.places, host.machine):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        host.misbehave("")
+        os.kill(os.getpid(), number)
+        assert guest.exists()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(PkernfsError, match="interrupted"):
+        _update(host)
+    sender.join()
+    _all_run_on(host, jumper, "a")
+
+
+def test_two_updates_at_once(host: FakeHost, jumper: FakeKexec) -> None:
+    with update_lock(host.places), pytest.raises(PkernfsError, match="another update"):
+        _update(host)
+
+
+def test_a_dry_run_changes_nothing(host: FakeHost, jumper: FakeKexec) -> None:
+    host.start("a")
+    planned = handover.dry_run(host.machine, host.places, handover.Request(append="single"))
+    assert planned.kernel_after == "7.3.4"
+    assert planned.boot_line == (
+        f"quiet memmap=1G$4G pkernfs.region=1G!0x100000000 pkernfs_update={planned.update} single"
+    ) or planned.boot_line.endswith(f"pkernfs_update={planned.update} single")
+    assert [(guest.name, guest.was_running) for guest in planned.guests] == [("a", True)]
+    assert not host.places.updates.exists()
+    _all_run_on(host, jumper, "a")
+
+
+def test_a_state_that_does_not_load_keeps_its_files_and_can_be_tried_again(
+    host: FakeHost, jumper: FakeKexec
+) -> None:
+    host.start("a")
+    host.start("b")
+    _kexec(host, jumper)
+    bad = Guest("a", host.places)
+    content = bad.state.read_text()
+    bad.state.write_text("y" * len(content))
+    (failed, fine) = resuming.resume(host.machine, host.places)
+    assert "fake state does not fit" in failed.error
+    assert fine == resuming.Resumed("b")
+    assert host.states() == {"a": "saved", "b": "running"}
+    value = report.build(host.places, host.machine.update_marker or "")
+    assert value["outcome"] == "partial"
+    assert [vm["survived"] for vm in value["vms"]] == [False, True]
+    bad.state.write_text(content)
+    assert resuming.resume(host.machine, host.places) == [resuming.Resumed("a")]
+    assert host.states() == {"a": "running", "b": "running"}
+    assert report.build(host.places, host.machine.update_marker or "")["outcome"] == "completed"
+
+
+@pytest.mark.parametrize("file", ["ram", "state", "config.json", "saved.json"])
+def test_a_damaged_file_sets_only_its_guest_aside(
+    host: FakeHost, jumper: FakeKexec, file: str
+) -> None:
+    host.start("a")
+    host.start("b")
+    _kexec(host, jumper)
+    path = Guest("a", host.places).directory / file
+    path.write_bytes(path.read_bytes()[:-7])
+    results = resuming.resume(host.machine, host.places)
+    assert [(result.name, bool(result.error)) for result in results] == [("a", True), ("b", False)]
+    assert process.running(Guest("b", host.places)) is not None
+    assert process.running(Guest("a", host.places)) is None
+    assert path.exists()
+
+
+def test_resume_without_anything_to_do(host: FakeHost) -> None:
+    assert resuming.resume(host.machine, host.places) == []
+
+
+def test_old_updates_are_forgotten(host: FakeHost, jumper: FakeKexec) -> None:
+    for _ in range(7):
+        with pytest.raises(PkernfsError):
+            _update(host)
+    assert len([path for path in host.places.updates.iterdir() if path.is_dir()]) == 5
+
+
+def test_resume_imports_nothing_slow_before_qemu_starts() -> None:
+    """typing to start QEMU: neither the QMP client nor asyncio nor rich may be loaded."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, pkernfs.update.resume as r;"
+        "print(*sorted({'asyncio', 'qemu.qmp', 'rich', 'typer', 'dissect'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

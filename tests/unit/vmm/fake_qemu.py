@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Stands in for QEMU: the same command line and QMP, no machine behind it.
+
+FAKE_QEMU (a file) may name a way to misbehave, one word: ``dies`` at start, ``mute``
+(never greets), ``blocked`` (can't be saved), ``fails`` (saving fails), ``hangs`` (saving
+never ends), ``fat`` (memory ends up in the state), ``refuses`` (loading fails).
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+STATE = "state of a fake machine\n"
+
+
+def behaviour() -> str:
+    path = os.environ.get("FAKE_QEMU")
+    return Path(path).read_text().strip() if path and Path(path).exists() else ""
+
+
+class FakeQemu:
+    file: TextIO
+
+    def __init__(self, incoming: bool) -> None:
+        self.status = "inmigrate" if incoming else "running"
+        self.error = ""
+
+    def send(self, message: object) -> None:
+        self.file.write(json.dumps(message) + "\n")
+        self.file.flush()
+
+    def event(self, name: str, **data: str) -> None:
+        now = time.time()
+        stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
+        self.send({"event": name, "data": data, "timestamp": stamp})
+
+    def answer(self, command: str) -> object:
+        if command == "query-status":
+            return {"status": self.status, "running": self.status == "running"}
+        if command == "query-migrate":
+            blocked = {"blocked-reasons": ["a device"]} if behaviour() == "blocked" else {}
+            return {"error-desc": self.error, **blocked}
+        if command == "x-query-ramblock":
+            table = (
+                "Name PSize Offset Used Total HVA RO\n"
+                "pkernfs-ram 4 KiB 0x0 0x4000000 0x4000000 0x7f rw\n"
+                "pc.bios 4 KiB 0x0 0x40000 0x40000 0x7f ro\n"
+            )
+            return {"human-readable-text": table}
+        if command == "cont":
+            self.status = "running"
+            self.event("RESUME")
+        if command == "stop":
+            self.status = "paused"
+            self.event("STOP")
+        return {}
+
+    def migrate(self, path: Path) -> None:
+        if self.status == "running":
+            self.event("STOP")
+        if behaviour() == "hangs":
+            self.status = "finish-migrate"
+            return
+        if behaviour() == "fails":
+            self.error = "no space on fake device"
+            self.event("MIGRATION", status="failed")
+            return
+        was = self.status
+        path.write_text(f"{STATE}{was}\n" + ("x" * (16 << 20) if behaviour() == "fat" else ""))
+        self.status = "postmigrate"
+        self.event("MIGRATION", status="completed")
+
+    def load(self, path: Path) -> None:
+        text = path.read_text()
+        if behaviour() == "refuses" or not text.startswith(STATE):
+            self.error = "fake state does not fit"
+            self.event("MIGRATION", status="failed")
+            return
+        self.status = text.removeprefix(STATE).split()[0]
+        if self.status == "running":
+            self.event("RESUME")
+        self.event("MIGRATION", status="completed")
+
+    def serve(self) -> None:
+        version = {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
+        self.send({"QMP": {"version": version, "capabilities": []}})
+        for line in self.file:
+            request = json.loads(line)
+            command, arguments = request["execute"], request.get("arguments", {})
+            self.send({"return": self.answer(command), "id": request.get("id")})
+            if command in ("migrate", "migrate-incoming"):
+                path = Path(arguments["uri"].removeprefix("file:"))
+                (self.migrate if command == "migrate" else self.load)(path)
+            if command in ("quit", "system_powerdown"):
+                sys.exit(0)
+
+
+def main() -> None:
+    if "--version" in sys.argv:
+        print("QEMU emulator version 11.1.3 (fake)")
+        return
+    if sys.argv[1:] == ["-machine", "help"]:
+        print("pc-q35-11.1  Standard PC (Q35)\nq35  Standard PC (Q35) (alias of pc-q35-11.1)")
+        return
+    if behaviour() == "dies":
+        print("fake-qemu: -device nonsense: not a valid device", file=sys.stderr)
+        sys.exit(1)
+    match = re.search(r",fd=(\d+),", " ".join(sys.argv))
+    assert match is not None
+    listener = socket.socket(fileno=int(match[1]))
+    fake: FakeQemu | None = None
+    while True:
+        connection, _ = listener.accept()
+        if behaviour() == "mute":
+            time.sleep(60)
+        fake = fake or FakeQemu("-incoming" in sys.argv)
+        fake.file = connection.makefile("rw", encoding="utf-8")
+        with contextlib.suppress(OSError):
+            fake.serve()
+
+
+main()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""QEMU's command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from pkernfs.errors import PkernfsError, UsageError
+from pkernfs.vmm import command
+from pkernfs.vmm.config import GuestConfig, check_name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "1G"],
+        ["--m", "1G"],
+        ["-qmp", "unix:/x"],
+        ["-object", "memory-backend-ram,id=a,size=1G"],
+        ["-object", '{"qom-type":"memory-backend-memfd","id":"a"}'],
+        ["-machine", "q35,memory-backend=a"],
+        ["-M", "q35,memory-backend=a"],
+        ["-incoming", "defer"],
+        ["-daemonize"],
+        ["-snapshot"],
+        ["-S"],
+        ["-nographic"],
+        ["-serial", "stdio"],
+        ["-serial", "mon:stdio"],
+        ["-chardev", "stdio,id=a"],
+        ["-device", "vfio-pci,host=01:00.0"],
+        ["-device", '{"driver":"vfio-pci"}'],
+    ],
+)
+def test_what_can_not_work_is_refused_with_advice(arguments: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        command.check_arguments(["-smp", "2", *arguments])
+    assert error.value.hint
+    assert error.value.status == 2
+
+
+def test_ordinary_arguments_pass() -> None:
+    ordinary = "-smp 2 -drive file=a,if=virtio -serial file:x -machine q35 -device virtio-rng-pci"
+    command.check_arguments(ordinary.split())
+    command.check_direct_io(ordinary.split())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "file=d,if=virtio,cache=none",
+        "cache=directsync,file=d",
+        "file=d,cache.direct=on",
+        "driver=raw,file.driver=file,file.filename=d,file.cache.direct=on",
+        "file=d,aio=native",
+        '{"driver":"file","filename":"d","cache":{"direct": true}}',
+        '{"driver":"file","filename":"d","aio":"native"}',
+    ],
+)
+def test_o_direct_is_found_however_it_is_written(value: str) -> None:
+    with pytest.raises(UsageError, match="O_DIRECT") as error:
+        command.check_direct_io(["-smp", "1", "-drive", value])
+    assert "cache=writeback" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "value", ["file=d,cache=writeback", "file=d,cache.direct=off", "file=none"]
+)
+def test_buffered_disks_pass(value: str) -> None:
+    command.check_direct_io(["-drive", value])
+
+
+def test_the_user_s_words_come_last_and_ours_are_not_doubled() -> None:
+    user = ["-accel", "tcg", "-M", "pc", "-enable-kvm", "-smp", "2", "-cpu", "qemu64"]
+    arguments = command.base_arguments("g", "/s/a,b/ram", 2 << 30, "pc-q35-11.1", "kvm", user)
+    text = " ".join(arguments)
+    assert "mem-path=/s/a,,b/ram,share=on,align=1073741824" in text
+    assert text.count("-accel") == text.count("-machine") == text.count("-cpu") == 1
+    assert "-machine pc-q35-11.1,memory-backend=pkernfs-ram -accel kvm" in text
+    assert "-enable-kvm" not in text
+    assert text.endswith("-display none -smp 2 -cpu qemu64")
+
+
+def test_alignment_follows_the_size() -> None:
+    assert command.alignment(64 << 20) == 2 << 20
+    assert command.alignment(1 << 30) == 1 << 30
+
+
+@pytest.mark.parametrize(("version", "word"), [("10.0.13", "-mon"), ("11.1.0", "-object")])
+def test_the_monitor_s_option_is_the_one_this_qemu_wants(version: str, word: str) -> None:
+    config = GuestConfig("g", 1, "/q", version, "m", ("-x",), "/")
+    line = command.start_arguments(config, 7, incoming=True)
+    assert line[:2] == ["/q", "-x"]
+    assert "fd=7" in line[3]
+    assert line[4] == word
+    assert line[-2:] == ["-incoming", "defer"]
+    assert "-incoming" not in command.start_arguments(config, 7, incoming=False)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a b", "x" * 49, "ä", ".hidden"])
+def test_names_that_a_guest_can_not_have(name: str) -> None:
+    with pytest.raises(PkernfsError):
+        check_name(name)
