@@ -135,6 +135,7 @@ FLAWS: list[tuple[str, Code, Callable[[Writer], None]]] = [
     ("version", Code.VERSION_UNKNOWN, super_both(version=2)),
     ("feature", Code.FEATURE_UNKNOWN, super_both(incompat=1 << 63)),
     ("super copy", Code.SUPER_COPY, lambda w: w.set(0, layout.SUPER, base=0)),
+    ("super copy without magic", Code.SUPER_COPY, lambda w: w.put(0, w.super_values(magic=0))),
     ("super copy gone", Code.SUPER_COPY, lambda w: w.put(SUPER_B, bytes(4096))),
     ("supers differ", Code.SUPER_DIFFER, lambda w: w.put(0, w.super_values(label=b"x"))),
     ("block shift", Code.SUPER_FIELD, super_both(block_shift=12)),
