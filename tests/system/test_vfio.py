@@ -23,6 +23,8 @@ from pkernfs.lab.machine import HostConfig, Machine, poll
 from pkernfs.vfio.landings import Landing
 
 pytestmark = pytest.mark.system
+#: Where the package lies in a host.
+ENV = {"PYTHONPATH": "/usr/lib/pkernfs"}
 SCRIPTS = Path(__file__).parent / "scripts"
 #: The host's share of a report that a DMA was refused (drivers/iommu/intel/dmar.c).
 FAULT = r"DMAR: .*(fault|PASID|Fault)"
@@ -52,7 +54,7 @@ def _faults(host: Machine) -> list[str]:
 
 def test_edu(host: Machine) -> None:
     script = host.upload(SCRIPTS / "vfio_edu.py")
-    output = host.run(["python3", script, "/mnt/pkernfs/edu"]).check().stdout
+    output = host.run(["python3", script, "/mnt/pkernfs/edu"], env=ENV).check().stdout
     result: dict[str, Any] = json.loads(output)
     interrupts = {"fired": 1, "causes": 0x100, "then": 0}
     assert result == {
@@ -88,7 +90,7 @@ class _Script:
 
     def _run(self, host: Machine, argv: list[str]) -> None:
         try:
-            host.run(argv, timeout=300, sink=self._sink).check()
+            host.run(argv, env=ENV, timeout=300, sink=self._sink).check()
         except BaseException as error:
             self._failure = error
 
