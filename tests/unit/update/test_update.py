@@ -49,6 +49,8 @@ def jumper(monkeypatch: pytest.MonkeyPatch) -> FakeKexec:
     monkeypatch.setattr(kexec, "unload", fake.unload)
     monkeypatch.setattr(kexec, "jump", lambda: fake.jump())
     monkeypatch.setattr(os, "sync", lambda: None)
+    # This process is older than the update.
+    monkeypatch.setattr(resuming, "_since_start_of_process", lambda: 0)
     return fake
 
 

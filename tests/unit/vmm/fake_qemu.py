@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
 """Stands in for QEMU: the same command line and QMP, no machine behind it.
 
@@ -14,8 +13,9 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 STATE = "state of a fake machine\n"
 
@@ -26,20 +26,32 @@ def behaviour() -> str:
 
 
 class FakeQemu:
-    file: TextIO
+    connection: socket.socket
 
     def __init__(self, incoming: bool) -> None:
         self.status = "inmigrate" if incoming else "running"
         self.error = ""
 
     def send(self, message: object) -> None:
-        self.file.write(json.dumps(message) + "\n")
-        self.file.flush()
+        self.connection.sendall(json.dumps(message).encode() + b"\r\n")
 
     def event(self, name: str, **data: str) -> None:
         now = time.time()
         stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
         self.send({"event": name, "data": data, "timestamp": stamp})
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """Requests as they come; nothing but their syntax says where one ends."""
+        pending = ""
+        while chunk := self.connection.recv(65536):
+            pending += chunk.decode()
+            while pending.strip():
+                try:
+                    request, end = json.JSONDecoder().raw_decode(pending.lstrip())
+                except ValueError:
+                    break
+                pending = pending.lstrip()[end:]
+                yield request
 
     def answer(self, command: str) -> object:
         if command == "query-status":
@@ -91,8 +103,7 @@ class FakeQemu:
     def serve(self) -> None:
         version = {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
         self.send({"QMP": {"version": version, "capabilities": []}})
-        for line in self.file:
-            request = json.loads(line)
+        for request in self.requests():
             command, arguments = request["execute"], request.get("arguments", {})
             self.send({"return": self.answer(command), "id": request.get("id")})
             if command in ("migrate", "migrate-incoming"):
@@ -121,7 +132,7 @@ def main() -> None:
         if behaviour() == "mute":
             time.sleep(60)
         fake = fake or FakeQemu("-incoming" in sys.argv)
-        fake.file = connection.makefile("rw", encoding="utf-8")
+        fake.connection = connection
         with contextlib.suppress(OSError):
             fake.serve()
 
