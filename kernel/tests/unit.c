@@ -441,6 +441,29 @@ static void test_metadata_comes_and_goes(void)
 	finish(n);
 }
 
+/* The block that is given back is the one that slots were last taken from. */
+static void test_metadata_from_the_middle(void)
+{
+	struct pkn *n = fresh(16, 0);
+	char name[32];
+	u32 i;
+
+	for (i = 0; i < 2000; i++) {
+		snprintf(name, sizeof(name), "f%u", i);
+		expect_is(pkn_create(n, name, FILE_MODE, NULL), 0);
+	}
+	for (i = 1900; i >= 508; i--) {
+		if (i > 1018 && i <= 1600)
+			continue;
+		snprintf(name, sizeof(name), "f%u", i);
+		expect_is(pkn_unlink(n, name, false, NULL), 0);
+	}
+	expect_is(usage_of(n).blocks, 16 - 3);
+	expect_is(pkn_create(n, "new", FILE_MODE, NULL), 0);
+	reopen(n);
+	finish(n);
+}
+
 static void test_growth_is_zero(void)
 {
 	struct pkn *n = fresh(16, 0);
@@ -811,6 +834,7 @@ int main(void)
 	run(test_reserve_with_pages());
 	run(test_punch_splits_when_full());
 	run(test_metadata_comes_and_goes());
+	run(test_metadata_from_the_middle());
 	run(test_growth_is_zero());
 	run(test_blocks_come_zeroed());
 	run(test_orphan());
