@@ -48,8 +48,9 @@ class Modules:
 
 
 def module_dirs(tree: Path) -> tuple[Path, ...]:
-    """The directories of ``kernel/`` that Kbuild makes a module of."""
-    return tuple(sorted(path.parent for path in tree.glob("*/Kbuild")))
+    """The directories of ``kernel/`` that Kbuild makes a module of, in the order of their needs."""
+    folders = (path.parent for path in tree.glob("*/Kbuild"))
+    return tuple(sorted(folders, key=lambda folder: (folder.name != "fs", folder.name)))
 
 
 def _sources(tree: Path) -> list[Path]:
@@ -115,6 +116,9 @@ def _make(tools: image.Toolchain, version: str, tree: Path, target: Path) -> Non
             inside = Path("/") / folder.relative_to(tools.root)
             command = _in_root(tools.root, ["make", "--no-print-directory", "W=1"])
             command += ["-C", f"/lib/modules/{version}/build", f"M={inside}", "modules"]
+            symbols = inside.parent / "fs" / "Module.symvers"
+            if folder.name != "fs":  # the others use what pkernfs.ko exports
+                command.append(f"KBUILD_EXTRA_SYMBOLS={symbols}")
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
             )

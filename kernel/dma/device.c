@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Which devices are preserved, in what state, and what memory each can reach. */
+#include "dma.h"
+
+#include <linux/iommu.h>
+#include <linux/module.h>
+#include <linux/pm_runtime.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+struct dma_slot dma_slots[PKERNFS_DMA_MAX_DEVICES];
+DEFINE_MUTEX(dma_control_lock);
+DEFINE_MUTEX(dma_lock);
+DEFINE_MUTEX(dma_tables_lock);
+char dma_message[160];
+
+const char *dma_state_name(enum dma_state state)
+{
+	static const char * const names[] = {
+		[DMA_FREE] = "free", [DMA_PRESERVED] = "preserved",
+		[DMA_INHERITED] = "inherited", [DMA_CUT_OFF] = "cut-off",
+	};
+
+	return names[state];
+}
+
+void dma_refuse(const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	vscnprintf(dma_message, sizeof(dma_message), fmt, args);
+	va_end(args);
+	pr_err("%s\n", dma_message);
+}
+
+struct dma_slot *dma_slot_of(const struct device *dev)
+{
+	struct dma_slot *slot;
+
+	for_each_dma_slot(slot) {
+		struct pci_dev *pdev = READ_ONCE(slot->pdev);
+
+		if (pdev && &pdev->dev == dev)
+			return slot;
+	}
+	return NULL;
+}
+
+bool dma_above_preserved(const struct pci_dev *bridge)
+{
+	struct dma_slot *slot;
+
+	for_each_dma_slot(slot) {
+		struct pci_dev *above;
+
+		if (slot->state != DMA_PRESERVED)
+			continue;
+		for (above = pci_upstream_bridge(slot->pdev); above;
+		     above = pci_upstream_bridge(above))
+			if (above == bridge)
+				return true;
+	}
+	return false;
+}
+
+/* The module stays as long as a device depends on it. Takes over a reference to pdev. */
+struct dma_slot *dma_slot_take(struct pci_dev *pdev, enum dma_state state)
+{
+	struct dma_slot *slot;
+
+	lockdep_assert_held(&dma_lock);
+	for_each_dma_slot(slot) {
+		if (slot->state != DMA_FREE)
+			continue;
+		__module_get(THIS_MODULE);
+		mutex_lock(&dma_tables_lock);
+		slot->state = state;
+		WRITE_ONCE(slot->pdev, pdev);
+		mutex_unlock(&dma_tables_lock);
+		return slot;
+	}
+	return NULL;
+}
+
+void dma_slot_free(struct dma_slot *slot)
+{
+	struct pci_dev *pdev = slot->pdev;
+
+	lockdep_assert_held(&dma_lock);
+	mutex_lock(&dma_tables_lock);
+	WRITE_ONCE(slot->pdev, NULL);
+	dma_area_unmap(&slot->area);
+	dma_area_unmap(&slot->inherited);
+	*slot = (struct dma_slot){ 0 };
+	mutex_unlock(&dma_tables_lock);
+	pci_dev_put(pdev);
+	module_put(THIS_MODULE);
+}
+
+struct pci_dev *dma_parse_bdf(const char *name)
+{
+	unsigned int segment, bus, device, function;
+	struct pci_dev *pdev;
+	char end;
+
+	if (sscanf(name, "%4x:%2x:%2x.%1x%c", &segment, &bus, &device, &function, &end) != 4 ||
+	    device > 31 || function > 7) {
+		dma_refuse("%.20s is no PCI device, write it as 0000:01:00.0", name);
+		return ERR_PTR(-EINVAL);
+	}
+	pdev = pci_get_domain_bus_and_slot(segment, bus, PCI_DEVFN(device, function));
+	if (!pdev) {
+		dma_refuse("there is no PCI device %.20s", name);
+		return ERR_PTR(-ENODEV);
+	}
+	return pdev;
+}
+
+static int count_member(struct device *dev, void *data)
+{
+	(*(unsigned int *)data)++;
+	return 0;
+}
+
+/* Do its requests carry its own name? pci_for_each_dma_alias() is not exported. */
+static bool has_alias(struct pci_dev *pdev)
+{
+	struct pci_bus *bus;
+
+	if (pdev->dma_alias_mask)
+		return true;
+	for (bus = pdev->bus; !pci_is_root_bus(bus); bus = bus->parent)
+		if (!bus->self || !pci_is_pcie(bus->self) ||
+		    pci_pcie_type(bus->self) == PCI_EXP_TYPE_PCI_BRIDGE ||
+		    pci_pcie_type(bus->self) == PCI_EXP_TYPE_PCIE_BRIDGE)
+			return true;
+	return false;
+}
+
+/* What can never be preserved, whatever its driver does. */
+static const char *objection(struct pci_dev *pdev)
+{
+	struct iommu_group *group = iommu_group_get(&pdev->dev);
+	unsigned int members = 0;
+
+	if (!group)
+		return "is behind no IOMMU: boot with intel_iommu=on";
+	iommu_group_for_each_dev(group, &members, count_member);
+	iommu_group_put(group);
+	if (members != 1)
+		return "shares its IOMMU group with other devices";
+	if (has_alias(pdev))
+		return "does DMA under the name of a bridge";
+	if (pdev->hdr_type != PCI_HEADER_TYPE_NORMAL)
+		return "is a bridge";
+#ifdef CONFIG_PCI_ATS
+	if (pdev->ats_enabled)
+		return "has translations of its own (ATS)";
+#endif
+	return NULL;
+}
+
+int dma_preserve(const char *name)
+{
+	struct pci_dev *pdev = dma_parse_bdf(name);
+	struct dma_slot *slot;
+	const char *no;
+	int err = 0;
+
+	lockdep_assert_held(&dma_control_lock);
+	if (IS_ERR(pdev))
+		return PTR_ERR(pdev);
+	/* Not below dma_lock: the IOMMU core comes from the other side. */
+	no = objection(pdev);
+	if (no) {
+		dma_refuse("%s can't be preserved: it %s", pci_name(pdev), no);
+		err = -EOPNOTSUPP;
+		goto put_device;
+	}
+
+	mutex_lock(&dma_lock);
+	slot = dma_slot_of(&pdev->dev);
+	if (slot) {
+		/* It is already; one that was cut off gets another chance. */
+		if (slot->state == DMA_CUT_OFF)
+			slot->state = DMA_PRESERVED;
+	} else if (dma_armed()) {
+		dma_refuse("%s: a hand-over is armed", pci_name(pdev));
+		err = -EBUSY;
+	} else {
+		slot = dma_slot_take(pci_dev_get(pdev), DMA_PRESERVED);
+		if (!slot) {
+			pci_dev_put(pdev);
+			dma_refuse("more than %d devices", PKERNFS_DMA_MAX_DEVICES);
+			err = -ENOSPC;
+		}
+	}
+	mutex_unlock(&dma_lock);
+put_device:
+	pci_dev_put(pdev);
+	return err;
+}
+
+int dma_release(const char *name)
+{
+	struct pci_dev *pdev = dma_parse_bdf(name);
+	struct dma_slot *slot;
+	int err = 0;
+
+	lockdep_assert_held(&dma_control_lock);
+	if (IS_ERR(pdev))
+		return PTR_ERR(pdev);
+	mutex_lock(&dma_lock);
+	slot = dma_slot_of(&pdev->dev);
+	if (!slot) {
+		dma_refuse("%s is not preserved", pci_name(pdev));
+		err = -ENOENT;
+	} else if (dma_armed()) {
+		dma_refuse("%s: a hand-over is armed", pci_name(pdev));
+		err = -EBUSY;
+	} else {
+		if (slot->state == DMA_INHERITED)
+			dma_cut_off(slot, "released before it was adopted");
+		dma_slot_free(slot);
+	}
+	mutex_unlock(&dma_lock);
+	pci_dev_put(pdev);
+	return err;
+}
+
+/*
+ * Tables of a driver that runs: a page may go while we look, and the memory behind it
+ * may even leave the direct map. So each is copied, and a fault ends the walk.
+ */
+
+static const u64 *live_table(void *context, unsigned int level, u64 phys)
+{
+	struct dma_live *live = context;
+	u64 *page = live->pages[level - 1];
+
+	if (!pfn_valid(phys >> PAGE_SHIFT) || !page_is_ram(phys >> PAGE_SHIFT) ||
+	    copy_from_kernel_nofault(page, phys_to_virt(phys), PAGE_SIZE))
+		return NULL;
+	return page;
+}
+
+int dma_live_init(struct dma_live *live, const struct vtd_context *context)
+{
+	live->pages = kvcalloc(DMA_MAX_LEVELS, PAGE_SIZE, GFP_KERNEL);
+	if (!live->pages)
+		return -ENOMEM;
+	live->tables = (struct dma_tables){
+		.root = vtd_context_root(context),
+		.levels = vtd_context_levels(context),
+		.table = live_table,
+		.context = live,
+	};
+	return 0;
+}
+
+void dma_live_exit(struct dma_live *live)
+{
+	kvfree(live->pages);
+}
+
+/*
+ * The guard: memory that a device can reach stays in its file.
+ */
+
+struct reach {
+	u64 phys, size;
+};
+
+static int touches(void *argument, const struct dma_leaf *leaf)
+{
+	struct reach *reach = argument;
+
+	return leaf->phys < reach->phys + reach->size && reach->phys < leaf->phys + leaf->size;
+}
+
+static bool tables_reach(const struct dma_tables *tables, struct reach *reach)
+{
+	struct dma_visitor visitor = { .leaf = touches, .argument = reach };
+
+	return dma_tables_walk(tables, &visitor) == 1;
+}
+
+/* What hardware uses for a device now, whoever made it. */
+static bool live_reaches(struct dma_slot *slot, struct reach *reach)
+{
+	u8 bus = slot->pdev->bus->number, devfn = slot->pdev->devfn;
+	bool reaches = false;
+	unsigned int i;
+
+	for (i = 0; i < vtd_nr_units && !reaches; i++) {
+		struct vtd_context *context;
+		struct dma_live live;
+
+		if (vtd_units[i].segment != pci_domain_nr(slot->pdev->bus))
+			continue;
+		context = vtd_live_context(&vtd_units[i], bus, devfn);
+		if (!context || !vtd_context_translates(context))
+			continue;
+		if (dma_live_init(&live, context))
+			return true;
+		reaches = tables_reach(&live.tables, reach);
+		dma_live_exit(&live);
+	}
+	return reaches;
+}
+
+static bool slot_reaches(struct dma_slot *slot, struct reach *reach)
+{
+	u64 at;
+
+	if (slot->state == DMA_PRESERVED)
+		return live_reaches(slot, reach);
+	if (slot->state != DMA_INHERITED)
+		return false;
+	for (at = 0; at < slot->inherited.nr_blocks; at++) {
+		struct dma_leaf block = { .phys = slot->inherited.phys[at], .size = 1 << 21 };
+
+		if (touches(reach, &block))
+			return true;
+	}
+	{
+		struct dma_tables tables = dma_area_tables(&slot->inherited,
+							   le64_to_cpu(slot->record.root),
+							   slot->record.levels);
+
+		return tables_reach(&tables, reach);
+	}
+}
+
+static bool busy(u64 phys, u64 size)
+{
+	struct reach reach = { .phys = phys, .size = size };
+	struct dma_slot *slot;
+	bool found = false;
+
+	mutex_lock(&dma_tables_lock);
+	for_each_dma_slot(slot) {
+		if (slot->state == DMA_FREE || !slot_reaches(slot, &reach))
+			continue;
+		pr_info_ratelimited("%s reaches %#llx-%#llx: it stays in its file\n",
+				    pci_name(slot->pdev), phys, phys + size - 1);
+		found = true;
+		break;
+	}
+	if (!found && dma_handover_reaches(phys, size)) {
+		pr_info_ratelimited("%#llx-%#llx is part of an armed hand-over\n", phys,
+				    phys + size - 1);
+		found = true;
+	}
+	mutex_unlock(&dma_tables_lock);
+	return found;
+}
+
+static void mounted(struct pkernfs_region *region)
+{
+	dma_check_stores();
+}
+
+static const struct pkernfs_guard guard = { .busy = busy, .mounted = mounted };
+
+int dma_guard_init(void)
+{
+	return pkernfs_guard_set(&guard);
+}
+
+void dma_guard_exit(void)
+{
+	pkernfs_guard_set(NULL);
+}

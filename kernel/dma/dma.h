@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * pkernfs_dma.ko: devices that keep working while the host's kernel is replaced.
+ *
+ *   tables.c	page tables, plain code
+ *   vtd.c	IOMMUs: registers and what they point to, by the specification
+ *   hooks.c	every touch point with the kernel, in one table
+ *   device.c	which devices, and what state each is in
+ *   area.c	memory of the store that tables are kept in
+ *   handover.c	the last moment of a kernel
+ *   inherit.c	the first moment of the next one
+ *   adopt.c	the switch from inherited tables to those of the new owner
+ *   control.c	/sys/fs/pkernfs_dma
+ *
+ * Locks, outermost first:
+ *
+ *   dma_control_lock	one order of the user at a time; arming
+ *   iommu_group->mutex	of the IOMMU core, held when a hook of attach runs
+ *   dma_lock		state of the slots, what is held back
+ *   dma_tables_lock	which tables a slot has; also taken below pkernfs' locks, so
+ *			nothing of pkernfs is called with it held
+ *
+ * Files of the store are made and removed with dma_control_lock at most.
+ */
+#ifndef PKERNFS_DMA_H
+#define PKERNFS_DMA_H
+
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/bits.h>
+#include <linux/io.h>
+#include <linux/iommu.h>
+#include <linux/mutex.h>
+#include <linux/pci.h>
+#include <linux/types.h>
+
+#include "../fs/export.h"
+#include "record.h"
+#include "tables.h"
+
+struct intel_iommu;
+
+/* vtd.c: one IOMMU. */
+struct vtd_unit {
+	u64 registers;
+	u16 segment;
+	struct intel_iommu *driver;	/* handle for the driver's own functions */
+	void __iomem *reg;
+	u64 cap;
+	u64 ecap;
+};
+
+struct vtd_context {
+	u64 lo;
+	u64 hi;
+};
+
+extern struct vtd_unit vtd_units[PKERNFS_DMA_MAX_UNITS];
+extern unsigned int vtd_nr_units;
+
+int vtd_find_units(void);
+void vtd_forget_units(void);
+bool vtd_unit_coherent(const struct vtd_unit *unit);
+bool vtd_unit_snoops(const struct vtd_unit *unit);
+bool vtd_unit_remaps_interrupts(const struct vtd_unit *unit);
+/* One line for the user, or NULL: can devices behind this unit be preserved? */
+const char *vtd_unit_objection(const struct vtd_unit *unit);
+
+/* The context entry that hardware uses for a device; NULL: there is no table for it. */
+struct vtd_context *vtd_live_context(const struct vtd_unit *unit, u8 bus, u8 devfn);
+bool vtd_context_present(const struct vtd_context *context);
+bool vtd_context_translates(const struct vtd_context *context);
+u64 vtd_context_root(const struct vtd_context *context);
+unsigned int vtd_context_levels(const struct vtd_context *context);
+u16 vtd_context_domain(const struct vtd_context *context);
+struct vtd_context vtd_context_make(u64 root, unsigned int levels, u16 domain);
+/* Replace an entry in one step, then drop what hardware cached of the old one. */
+void vtd_context_replace(const struct vtd_unit *unit, struct vtd_context *entry, u8 bus,
+			 u8 devfn, struct vtd_context new);
+
+/* The last moment: interrupts off, one CPU. section: a block as record.h describes it. */
+int vtd_hand_over(const struct vtd_unit *unit, void *section, u64 section_phys);
+void vtd_fill_blocked_interrupts(void *irt);
+void vtd_flush_cpu(const struct vtd_unit *unit, void *addr, size_t bytes);
+
+/* device.c */
+enum dma_state {
+	DMA_FREE,
+	DMA_PRESERVED,		/* named by the user, ordinary until a kexec */
+	DMA_INHERITED,		/* works on the tables of the kernel before */
+	DMA_CUT_OFF,		/* was inherited, did not pass: can't reach memory */
+};
+
+/* An area of blocks in the store, mapped. */
+struct dma_area {
+	struct pkernfs_region *region;
+	char name[32];
+	u32 nr_blocks;
+	u64 *phys;
+	void **addr;
+};
+
+struct dma_slot {
+	enum dma_state state;
+	struct pci_dev *pdev;
+	struct vtd_unit *unit;		/* known when armed or inherited */
+	char reason[96];		/* why it was cut off, or the last refusal */
+
+	/* Inherited. */
+	struct pkernfs_dma_device record;
+	struct dma_area inherited;
+	bool checked;			/* every leaf lies inside a file of the store */
+	bool opening;			/* VFIO is between clear_master and reset */
+	bool open;			/* and through it */
+	bool spare;			/* adopted before it was opened: spare that open */
+	bool holds_power;		/* our references: enabled, in D0 */
+	struct iommu_domain *held;	/* an attach that was held back */
+
+	/* Armed. */
+	struct dma_area area;
+	struct dma_counts counts;	/* as armed, then as handed over */
+	u64 dropped;
+
+	/* Result of the last adoption. */
+	u64 adopted;			/* how often */
+	u64 switch_ns;			/* new entry written, old caches dropped */
+	u64 adopt_ns;			/* attach and compare included */
+};
+
+extern struct dma_slot dma_slots[PKERNFS_DMA_MAX_DEVICES];
+extern struct mutex dma_control_lock;
+extern struct mutex dma_lock;
+extern struct mutex dma_tables_lock;
+
+#define for_each_dma_slot(slot) \
+	for ((slot) = dma_slots; (slot) < dma_slots + PKERNFS_DMA_MAX_DEVICES; (slot)++)
+
+struct dma_slot *dma_slot_of(const struct device *dev);
+struct dma_slot *dma_slot_take(struct pci_dev *pdev, enum dma_state state);
+void dma_slot_free(struct dma_slot *slot);
+bool dma_above_preserved(const struct pci_dev *bridge);
+int dma_preserve(const char *name);
+int dma_release(const char *name);
+struct pci_dev *dma_parse_bdf(const char *name);
+/* Says why something was refused: in the log, and to whoever reads "message". */
+__printf(1, 2) void dma_refuse(const char *fmt, ...);
+extern char dma_message[160];
+const char *dma_state_name(enum dma_state state);
+int dma_guard_init(void);
+void dma_guard_exit(void);
+
+/* Tables of a kernel that runs: read through its direct map, which may change below us. */
+struct dma_live {
+	struct dma_tables tables;
+	u64 (*pages)[DMA_ENTRIES];	/* one per level */
+};
+int dma_live_init(struct dma_live *live, const struct vtd_context *context);
+void dma_live_exit(struct dma_live *live);
+
+/* area.c */
+int dma_area_make(struct dma_area *area, struct pkernfs_region *region, const char *name,
+		  u32 nr_blocks);
+int dma_area_map(struct dma_area *area, struct pkernfs_region *region, const char *name,
+		 const u64 *phys, u32 nr_blocks);
+void dma_area_unmap(struct dma_area *area);
+void *dma_area_page(const struct dma_area *area, u64 index);
+u64 dma_area_phys(const struct dma_area *area, u64 index);
+u64 dma_area_pages(const struct dma_area *area);
+bool dma_area_holds(const struct dma_area *area, u64 phys);
+u32 dma_area_checksum(const struct dma_area *area, u64 first, u64 pages);
+/* Tables inside an area. */
+struct dma_tables dma_area_tables(struct dma_area *area, u64 root, unsigned int levels);
+/* Gives a file back, later and without locks. */
+void dma_area_remove_later(struct pkernfs_region *region, const char *name);
+void dma_area_flush(void);
+int dma_area_init(void);
+void dma_area_exit(void);
+
+/* handover.c */
+int dma_arm(void);
+int dma_disarm(void);
+bool dma_armed(void);
+u32 dma_record_checksum(const struct pkernfs_dma_record *record);
+u32 dma_header_checksum(const struct pkernfs_dma_tables *header);
+u64 dma_record_phys(void);
+bool dma_handing_over(void);
+void dma_hand_over(void);
+bool dma_handover_reaches(u64 phys, u64 size);
+int dma_handover_init(void);
+void dma_handover_exit(void);
+
+/* Blocks of files that user space can have. */
+struct dma_data {
+	u64 base;
+	u64 nr_blocks;
+	unsigned long *blocks;
+};
+
+int dma_data_init(struct dma_data *data, struct pkernfs_region *region);
+void dma_data_exit(struct dma_data *data);
+bool dma_data_holds(const struct dma_data *data, const struct dma_leaf *leaf);
+
+/* inherit.c */
+int dma_end_disguise(void);
+void dma_inherit(void);
+int dma_check_leaves(struct dma_slot *slot);
+void dma_check_stores(void);
+void dma_cut_off(struct dma_slot *slot, const char *why);
+void dma_let_go(struct dma_slot *slot);
+
+/* adopt.c */
+int dma_adopt(struct dma_slot *slot);
+int dma_adopt_by_name(const char *name);
+
+/* hooks.c */
+#ifdef PKERNFS_ATTACH_HAS_OLD
+#define DMA_ATTACH_PROTO	struct iommu_domain *domain, struct device *dev, \
+				struct iommu_domain *old
+#define DMA_ATTACH_ARGS		domain, dev, old
+#else
+#define DMA_ATTACH_PROTO	struct iommu_domain *domain, struct device *dev
+#define DMA_ATTACH_ARGS		domain, dev
+#endif
+
+int hooks_install(void);
+void hooks_remove(void);
+ssize_t hooks_describe(char *buf, size_t size);
+/* The kernel's own functions, unhooked. */
+int kernel_attach(struct iommu_domain *domain, struct device *dev);
+int kernel_block(struct device *dev);
+void kernel_clear_master(struct pci_dev *pdev);
+void kernel_flush_context(struct intel_iommu *driver, u16 domain, u16 source);
+void kernel_flush_iotlb(struct intel_iommu *driver, u16 domain);
+bool kernel_kexec_in_progress(void);
+struct list_head *kernel_drhd_units(void);
+struct rw_semaphore *kernel_dmar_lock(void);
+
+/* For this task and this device, the driver works on *entry and not on the live one. */
+void hooks_redirect(u8 bus, u8 devfn, struct intel_iommu *driver, struct vtd_context *entry);
+unsigned int hooks_redirect_end(void);
+
+/* control.c */
+int control_init(void);
+void control_exit(void);
+
+#endif /* PKERNFS_DMA_H */
