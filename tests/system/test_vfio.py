@@ -37,12 +37,12 @@ def wire(tmp_path: Path) -> Wire:
     return Wire(tmp_path)
 
 
-@pytest.fixture
-def host(wire: Wire) -> Iterator[Machine]:
+@pytest.fixture(params=["6.12", "7.3"])
+def host(request: pytest.FixtureRequest, wire: Wire) -> Iterator[Machine]:
     """A host with an e1000e behind a root port, and an edu device, both behind the IOMMU."""
     nic = ("-device", "e1000e,netdev=nic0,bus=rp0,mac=52:54:00:12:34:56")
     extra = (*PORT, *wire.netdev(), *nic, *EDU)
-    with Machine(HostConfig(extra=extra, allowed=(FAULT,))) as machine:
+    with Machine(HostConfig(kernel=request.param, extra=extra, allowed=(FAULT,))) as machine:
         yield machine
 
 
