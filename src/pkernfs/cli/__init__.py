@@ -3,7 +3,8 @@
 
 Every module of this package defines ``register(app)``, which adds its verbs. Only
 the module of the verb that was typed is imported: on the way back to a paused
-guest the start of the interpreter counts.
+guest the start of the interpreter counts. For the same reason ``pkernfs resume``
+without options goes past the parser.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-
-import typer
+from typing import TYPE_CHECKING
 
 from pkernfs.errors import PkernfsError
+
+if TYPE_CHECKING:
+    import typer
 
 #: Which module of this package defines a verb.
 VERBS = {
@@ -36,6 +39,8 @@ def build_app(verb: str | None = None) -> typer.Typer:
 
     :param verb: the verb that will run; None or an unknown one registers every verb.
     """
+    import typer
+
     app = typer.Typer(
         name="pkernfs",
         help="Replace the kernel of a hypervisor under its running virtual machines.",
@@ -68,14 +73,21 @@ def report_error(error: PkernfsError) -> None:
         print(f"hint: {error.hint}", file=sys.stderr)
 
 
+def _run(arguments: list[str], own: list[str]) -> None:
+    if arguments == ["resume"]:
+        from pkernfs.cli.resume import resume
+
+        sys.exit(resume())
+    build_app(_verb(own))(arguments, prog_name="pkernfs")
+
+
 def main() -> None:
     """Entry point of the ``pkernfs`` command."""
     arguments = sys.argv[1:]
     # Words behind "--" belong to a guest or a lab command, --debug there is not ours.
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    app = build_app(_verb(own))
     try:
-        app(arguments, prog_name="pkernfs")
+        _run(arguments, own)
     except PkernfsError as error:
         if "--debug" in own:
             raise

@@ -76,23 +76,9 @@ def resume(
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """In the next kernel: mount the store and bring the guests back."""
-    from pkernfs.update import resume as resuming
+    from pkernfs.cli import resume as plain
 
-    results = resuming.resume(Machine(), Places(store))
-    if as_json:
-        import dataclasses
-        import json
-
-        value = {"schema": "pkernfs-resume/1", "vms": [dataclasses.asdict(r) for r in results]}
-        print(json.dumps(value, indent=1))
-    for result in results:
-        if result.error:
-            typer.echo(f"pkernfs: {result.error}", err=True)
-            typer.echo(f"hint: {result.hint or 'its files are kept: pkernfs resume'}", err=True)
-        elif not as_json:
-            print(f"{result.name} runs again")
-    if any(result.error for result in results):
-        raise typer.Exit(1)
+    raise typer.Exit(plain.resume(store, as_json=as_json))
 
 
 def report(

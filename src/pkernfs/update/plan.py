@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 import shutil
 import time
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ class Plan:
 
 def new_id() -> str:
     """An id for an update: the time, and some chance in case that the clock was set back."""
-    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + os.urandom(2).hex()
 
 
 def directory(places: Places, update: str) -> Path:

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``pkernfs resume`` without its parser: guests wait for it, and loading that takes time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pkernfs.host.machine import DEFAULT_STORE, Machine
+from pkernfs.update import resume as resuming
+from pkernfs.vmm.config import Places
+
+
+def resume(store: Path = DEFAULT_STORE, *, as_json: bool = False) -> int:
+    """Bring the guests back and say what became of each.
+
+    :param store: mount point of the store.
+    :param as_json: print one JSON document.
+    :returns: exit status: 1 when a guest does not run, else 0.
+    :raises PkernfsError: the store can't be mounted.
+    """
+    results = resuming.resume(Machine(), Places(store))
+    if as_json:
+        import dataclasses
+        import json
+
+        value = {"schema": "pkernfs-resume/1", "vms": [dataclasses.asdict(r) for r in results]}
+        print(json.dumps(value, indent=1))
+    for result in results:
+        if result.error:
+            print(f"pkernfs: {result.error}", file=sys.stderr)
+            print(f"hint: {result.hint}", file=sys.stderr)
+        elif not as_json:
+            print(f"{result.name} runs again")
+    return int(any(result.error for result in results))
