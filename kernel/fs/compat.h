@@ -19,6 +19,41 @@
 #define pkernfs_pfn(pfn)	(pfn)
 #endif
 
+/*
+ * A mapping of memory that has struct pages. Before 6.15 an entry is marked as
+ * belonging to a device and has no part in the page's counts. Since then it is an
+ * ordinary mapping of a folio, which is one block large: there are no larger entries.
+ */
+#ifdef PKERNFS_HAS_INSERT_FOLIO
+#define PKERNFS_VM_PAGES	0
+
+static inline vm_fault_t
+pkernfs_insert_page(struct vm_fault *vmf, unsigned long pfn, unsigned int order, bool write)
+{
+	if (order == 0)
+		return vmf_insert_page_mkwrite(vmf, pfn_to_page(pfn), write);
+	if (order == PMD_ORDER)
+		return vmf_insert_folio_pmd(vmf, page_folio(pfn_to_page(pfn)), write);
+	return VM_FAULT_FALLBACK;
+}
+#else
+#define PKERNFS_VM_PAGES	VM_MIXEDMAP
+
+static inline vm_fault_t
+pkernfs_insert_page(struct vm_fault *vmf, unsigned long pfn, unsigned int order, bool write)
+{
+	pfn_t page = __pfn_to_pfn_t(pfn, PFN_DEV | PFN_MAP);
+
+	if (order == 0)
+		return vmf_insert_mixed(vmf->vma, vmf->address, page);
+	if (order == PMD_ORDER)
+		return vmf_insert_pfn_pmd(vmf, page, write);
+	if (order == PUD_ORDER)
+		return vmf_insert_pfn_pud(vmf, page, write);
+	return VM_FAULT_FALLBACK;
+}
+#endif
+
 static inline bool pkernfs_inode_is_new(struct inode *inode)
 {
 #ifdef PKERNFS_HAS_INODE_STATE_READ

@@ -36,6 +36,9 @@ static vm_fault_t insert(const struct piece *piece, u64 phys)
 	bool write = vmf->vma->vm_flags & VM_WRITE;
 	unsigned long pfn = PHYS_PFN(phys);
 
+	if (pkernfs_region(piece->inode)->pagemap)
+		return pkernfs_insert_page(vmf, pfn, piece->order, write);
+
 	switch (piece->order) {
 	case 0:
 		return vmf_insert_pfn(vmf->vma, vmf->address, pfn);
@@ -178,7 +181,12 @@ int pkernfs_mmap(struct file *file, struct vm_area_struct *vma)
 		vm_flags_clear(vma, VM_MAYWRITE);
 	}
 	file_accessed(file);
-	vm_flags_set(vma, VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP | VM_HUGEPAGE);
+	/* VM_DONTEXPAND also keeps khugepaged away, which would look for a page cache. */
+	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP | VM_HUGEPAGE);
+	if (pkernfs_region(file_inode(file))->pagemap)
+		vm_flags_set(vma, PKERNFS_VM_PAGES);
+	else
+		vm_flags_set(vma, VM_PFNMAP);
 	vma->vm_ops = &pkernfs_vm_ops;
 	return 0;
 }

@@ -50,6 +50,7 @@ struct pkernfs_region {
 	u64 sequence;				/* goes up with every change */
 	struct pkernfs_backing backing;
 	struct pkernfs_store *store;		/* while it is mounted, else NULL */
+	struct dev_pagemap *pagemap;		/* of a mounted region with struct pages */
 };
 
 static inline void pkernfs_lock(struct pkernfs_region *region)
@@ -134,5 +135,11 @@ int pkernfs_fsync(struct file *file, loff_t start, loff_t end, int datasync);
 int pkernfs_mmap(struct file *file, struct vm_area_struct *vma);
 unsigned long pkernfs_file_area(struct file *file, unsigned long addr, unsigned long len,
 				unsigned long pgoff, unsigned long flags);
+
+/* pages.c */
+bool pkernfs_pages_wanted(void);
+u32 pkernfs_pages_blocks(const struct pkernfs_region *region);
+int pkernfs_pages_start(struct pkernfs_region *region);
+void pkernfs_pages_stop(struct pkernfs_region *region);
 
 #endif /* PKERNFS_H */

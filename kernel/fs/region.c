@@ -212,6 +212,7 @@ static int check_shape(const struct pkernfs_region *region)
 	return 0;
 }
 
+/* Not -EEXIST: modprobe takes that for "is loaded already", and is content. */
 static int check_others(const struct pkernfs_region *region)
 {
 	struct pkernfs_region *other;
@@ -220,14 +221,14 @@ static int check_others(const struct pkernfs_region *region)
 		if (!strcmp(region->name, other->name)) {
 			pr_err("region %s: given twice: write another NAME:SIZE!START for the second\n",
 			       region->name);
-			return -EEXIST;
+			return -EINVAL;
 		}
 		if (region->base < other->base + other->size &&
 		    other->base < region->base + region->size) {
 			pr_err("region %s: overlaps with region %s: write %s!%s or another free range\n",
 			       region->name, other->name, UNITS(region->size),
 			       UNITS(other->base + other->size));
-			return -EEXIST;
+			return -EINVAL;
 		}
 	}
 	return 0;

@@ -58,6 +58,7 @@ static void pkernfs_put_super(struct super_block *sb)
 {
 	struct pkernfs_region *region = pkernfs_sb_region(sb);
 
+	pkernfs_pages_stop(region);
 	pkernfs_lock(region);
 	pkernfs_store_close(region->store);
 	region->store = NULL;
@@ -74,11 +75,16 @@ static const struct super_operations pkernfs_super_ops = {
 static int make_store(struct pkernfs_region *region)
 {
 	const struct pkernfs_attr root = { .mode = S_IFDIR | 0755, .now_ns = pkernfs_now() };
+	u32 page_blocks = 0;
 	uuid_t uuid;
 	int err;
 
+	if (pkernfs_pages_wanted())
+		page_blocks = pkernfs_pages_blocks(region);
+
 	uuid_gen(&uuid);
-	err = pkernfs_store_make(&region->backing, uuid.b, region->name, 0, &root, false);
+	err = pkernfs_store_make(&region->backing, uuid.b, region->name, page_blocks, &root,
+				 false);
 	/* What there is may be a store: opening it will tell. */
 	return err == -EEXIST ? 0 : err;
 }
@@ -118,6 +124,10 @@ static int pkernfs_fill_super(struct super_block *sb, const struct pkernfs_optio
 	err = open_store(region, options->init);
 	if (err)
 		return err;
+
+	err = pkernfs_pages_start(region);
+	if (err)
+		goto close_store;
 
 	set_limits(sb);
 	sb->s_op = &pkernfs_super_ops;

@@ -198,9 +198,12 @@ def unload() -> None:
         run("rmmod", "pkernfs")
 
 
-def load(region: str | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
+def load(
+    region: str | None = None, ok: bool = True, pages: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Load the module, with the boot line's region or another."""
-    return run("modprobe", "pkernfs", *([f"region={region}"] if region else []), ok=ok)
+    words = [f"region={region}"] if region else []
+    return run("modprobe", "pkernfs", *words, *(["pages=1"] if pages else []), ok=ok)
 
 
 def mount(option: str = "defaults", source: str = "none", where: Path = MOUNT) -> None:
@@ -233,12 +236,12 @@ def write_range(offset: int, data: bytes) -> None:
 
 
 @contextmanager
-def small_store(region: str = "64M!4G", option: str = "init") -> Iterator[None]:
+def small_store(region: str = "64M!4G", pages: bool = False) -> Iterator[None]:
     """A new, empty store in a small region, in place of the one that was mounted."""
     unload()
     write_range(0, bytes(BLOCK))
-    load(region)
-    mount(option)
+    load(region, pages=pages)
+    mount("init")
     yield
     unload()
 

@@ -12,10 +12,10 @@ import time
 import traceback
 from pathlib import Path
 
-from . import files, mappings, store, stress, tree
+from . import files, mappings, pages, store, stress, tree
 from .common import CHECKS, Entry, big_store, place
 
-MODULES = (files, mappings, tree, store, stress)
+MODULES = (files, mappings, tree, store, pages, stress)
 
 
 def _run(entry: Entry) -> str | None:
