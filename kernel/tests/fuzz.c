@@ -366,8 +366,14 @@ static char *dump(struct base *base)
 /* What is shown must be what the next mount shows, and need no repair. */
 static void reopen(struct base *base)
 {
-	char *before = dump(base), *after;
+	char *before = dump(base), *after, *line;
+	struct pkernfs_usage usage;
 
+	/* Whatever is there has a place in the tree, and a line or (its name) more. */
+	pkn_usage(base->n, &usage);
+	for (line = before; usage.nodes && (line = strchr(line, '\n')); line++)
+		usage.nodes--;
+	check(!usage.nodes);
 	pkn_close(base->n);
 	check(!shim_live);
 	check(!*pkn_said(base->n));
