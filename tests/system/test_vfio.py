@@ -28,7 +28,9 @@ ENV = {"PYTHONPATH": "/usr/lib/pkernfs"}
 SCRIPTS = Path(__file__).parent / "scripts"
 #: The host's share of a report that a DMA was refused (drivers/iommu/intel/dmar.c).
 FAULT = r"DMAR: .*(fault|PASID|Fault)"
-PORT = ("-device", "pcie-root-port,id=rp0,chassis=1,slot=1")
+#: At 2.5 GT/s the kernel does not wait for a link training that QEMU 7.2 never reports, so a
+#: bus reset through the port works.
+PORT = ("-device", "pcie-root-port,id=rp0,chassis=1,slot=1,x-speed=2_5,x-width=1")
 EDU = ("-device", "edu,addr=0x10,dma_mask=0xffffffff")
 
 
@@ -146,4 +148,7 @@ def test_e1000e_adopted_within_one_kernel(host: Machine, wire: Wire, tmp_path: P
     returned = [frame for frame in log.returned if frame.run == 77]
     assert [frame.sequence for frame in returned] == list(range(20))
     assert all(frame.intact for frame in returned)
+    # A reset that is asked for is one, and a driver does not take the device for running.
+    assert script.events["reset"]["receiving"] is False
+    assert "was reset" in script.events["reset"]["adoption"]
     assert not _faults(host)

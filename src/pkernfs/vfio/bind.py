@@ -134,3 +134,17 @@ def find(vendor: int, device: int, sysfs: Path = SYSFS) -> list[str]:
         if wanted
         == (int((path / "vendor").read_text(), 16), int((path / "device").read_text(), 16))
     )
+
+
+def reset_methods(bdf: str, sysfs: Path = SYSFS) -> list[str]:
+    """How the kernel may reset a device, the first is tried first: ``flr``, ``pm``, ``bus``..."""
+    return (device_dir(bdf, sysfs) / "reset_method").read_text().split()
+
+
+def choose_reset(bdf: str, method: str, sysfs: Path = SYSFS) -> None:
+    """Let the kernel reset a device in this way only.
+
+    A device may offer a method that does nothing: QEMU 7.2's e1000e says that a change to D3hot
+    and back resets it (``pm``), and keeps its state over it. ``bus`` resets it for certain.
+    """
+    _write(device_dir(bdf, sysfs) / "reset_method", method)

@@ -15,7 +15,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from pkernfs.errors import PkernfsError
+from pkernfs.vfio import e1000e_regs as regs
 from pkernfs.vfio import uapi
+from pkernfs.vfio.bind import choose_reset
 from pkernfs.vfio.device import Device
 from pkernfs.vfio.e1000e import E1000e
 from pkernfs.vfio.e1000e_ring import Geometry, RingMemory
@@ -73,6 +76,19 @@ def second(device: Device, registers: Registers, rings: Path, seconds: float, fr
         say("log", entries=entries)
 
 
+def reset(device: Device, registers: Registers, memory: Memory) -> None:
+    """Reset the device, then try to adopt it."""
+    choose_reset(device.bdf, "bus")
+    device.reset()
+    receiving = bool(registers.read32(regs.RCTL) & regs.RCTL_EN)
+    try:
+        E1000e.adopt(registers, RingMemory.read(memory.view))
+    except PkernfsError as error:
+        say("reset", receiving=receiving, adoption=error.what)
+    else:
+        say("reset", receiving=receiving, adoption="succeeded")
+
+
 def main() -> None:
     """Both parts, on one open device."""
     rings, seconds, frames = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
@@ -85,6 +101,7 @@ def main() -> None:
         first(bar, memory, rings, seconds)
         time.sleep(seconds)
         second(device, bar, rings, seconds, frames)
+        reset(device, bar, memory)
 
 
 main()

@@ -11,7 +11,16 @@ import pytest
 
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.vfio import uapi
-from pkernfs.vfio.bind import bind, current_driver, find, iommu_group, parse_bdf, unbind
+from pkernfs.vfio.bind import (
+    bind,
+    choose_reset,
+    current_driver,
+    find,
+    iommu_group,
+    parse_bdf,
+    reset_methods,
+    unbind,
+)
 from pkernfs.vfio.config import (
     PCI_CAP_ID_EXP,
     PCI_CAP_ID_MSI,
@@ -181,6 +190,13 @@ def test_bind_leaves_a_bound_device_alone(sysfs: Path) -> None:
     unbind("0000:01:00.0", "e1000e", sysfs)
     assert (device / "driver_override").read_text() == "\n"
     assert (sysfs / "bus/pci/drivers/vfio-pci/unbind").read_text() == "0000:01:00.0"
+
+
+def test_reset_methods(sysfs: Path) -> None:
+    (sysfs / "bus/pci/devices/0000:01:00.0/reset_method").write_text("pm bus\n")
+    assert reset_methods("0000:01:00.0", sysfs) == ["pm", "bus"]
+    choose_reset("0000:01:00.0", "bus", sysfs)
+    assert reset_methods("0000:01:00.0", sysfs) == ["bus"]
 
 
 def test_bind_needs_an_iommu(sysfs: Path) -> None:
