@@ -134,23 +134,6 @@ static bool has_space(struct inode *inode, loff_t pos, loff_t end)
 	return true;
 }
 
-/* Fills the holes in [pos, end), and raises the size to new_size if that is higher. */
-static int make_space(struct inode *inode, loff_t pos, loff_t end, loff_t new_size)
-{
-	struct pkernfs_region *region = pkernfs_region(inode);
-	u32 first = pos >> PKERNFS_BLOCK_SHIFT;
-	u32 last = (end - 1) >> PKERNFS_BLOCK_SHIFT;
-	int err;
-
-	pkernfs_lock(region);
-	err = pkernfs_node_allocate(region->store, pkernfs_node(inode), first, last - first + 1,
-				    new_size, pkernfs_now());
-	if (!err)
-		pkernfs_inode_sync(inode);
-	pkernfs_unlock(region);
-	return err;
-}
-
 /*
  * Either way, to the byte. A fault finds its block under invalidate_lock, so once
  * the mappings are taken away none comes back before the blocks are gone.
@@ -194,7 +177,7 @@ static ssize_t write_locked(struct kiocb *iocb, struct iov_iter *from)
 	end = pos + iov_iter_count(from);
 	old_size = i_size_read(inode);
 	if (!has_space(inode, pos, end)) {
-		err = make_space(inode, pos, end, end);
+		err = pkernfs_fill(inode, pos, end, end);
 		if (err)
 			return err;
 	}
@@ -328,7 +311,7 @@ static int fallocate_locked(struct file *file, int mode, loff_t pos, loff_t end)
 
 	if (mode & FALLOC_FL_PUNCH_HOLE)
 		return punch_hole(inode, pos, end);
-	err = make_space(inode, pos, end, new_size);
+	err = pkernfs_fill(inode, pos, end, new_size);
 	if (!err && (mode & FALLOC_FL_ZERO_RANGE))
 		err = zero_bytes(inode, pos, end);
 	return err;

@@ -131,6 +131,9 @@ extern const struct file_operations pkernfs_file_fops;
 int pkernfs_set_size(struct inode *inode, loff_t size);
 int pkernfs_fsync(struct file *file, loff_t start, loff_t end, int datasync);
 
+/* fill.c */
+int pkernfs_fill(struct inode *inode, loff_t pos, loff_t end, loff_t new_size);
+
 /* mmap.c */
 int pkernfs_mmap(struct file *file, struct vm_area_struct *vma);
 unsigned long pkernfs_file_area(struct file *file, unsigned long addr, unsigned long len,

@@ -131,8 +131,8 @@ def faults(function: Callable[[], object]) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def in_child(function: Callable[[], object]) -> int:
-    """Run it in a child: 0, or 1 for an exception, or minus the signal that killed it."""
+def fork(function: Callable[[], object]) -> Callable[[], int]:
+    """Run it in a child; the result waits for that, see :func:`in_child`."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -140,9 +140,16 @@ def in_child(function: Callable[[], object]) -> int:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             function()
             status = 0
+        except BaseException as error:
+            print(repr(error), flush=True)
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run it in a child: 0, or 1 for an exception, or minus the signal that killed it."""
+    return fork(function)()
 
 
 def bus_error(function: Callable[[], object]) -> None:

@@ -26,6 +26,7 @@ from .common import (
     check,
     equal,
     fallocate,
+    free_blocks,
     in_child,
     libc,
     opened,
@@ -119,6 +120,31 @@ def fallocate_allocates(place: Path) -> None:
         equal(os.pread(fd, 3 * MIB, 0), pattern(3 * MIB), "content is left alone")
         os.ftruncate(fd, 10 * MIB)
         equal(_blocks(fd), 5, "blocks beyond the size go with a truncate")
+
+
+@check
+def large_fallocate(place: Path) -> None:
+    """In steps of 1 GiB inside, and yet all or nothing, also when it is killed."""
+    free = free_blocks()
+    with opened(place / "f") as fd:
+        os.pwrite(fd, b"x", 1500 * MIB)
+        fallocate(fd, MIB, 2200 * MIB)
+        equal((os.fstat(fd).st_size, _blocks(fd)), (2201 * MIB, 1101))
+        equal(os.pread(fd, 3, 1500 * MIB - 1), b"\0x\0")
+        refused(errno.ENOSPC, lambda: fallocate(fd, 0, 4 * GIB))
+        equal((os.fstat(fd).st_size, _blocks(fd)), (2201 * MIB, 1101))
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"x", 1500 * MIB)
+        pid = os.fork()
+        if pid == 0:
+            fallocate(fd, 0, 2200 * MIB)
+            os._exit(0)
+        while free_blocks() == free - 1:
+            pass
+        os.kill(pid, signal.SIGKILL)
+        killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
+        equal(_blocks(fd), 1 if killed else 1100, f"blocks, killed: {killed}")
+        equal(os.pread(fd, 1, 1500 * MIB), b"x")
 
 
 @check

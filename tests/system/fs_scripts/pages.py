@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import mappings
+from . import mappings, stress
 from .common import (
     BLOCK,
     FALLOC_KEEP_SIZE,
@@ -24,6 +24,7 @@ from .common import (
     check_unmounted,
     equal,
     fallocate,
+    fork,
     free_blocks,
     kernel_log,
     libc,
@@ -87,6 +88,44 @@ def mappings_with_struct_pages(_: Path) -> None:
                     function(path)
                 except Exception as error:
                     raise AssertionError(f"{function.__name__}: {error}") from error
+
+
+def _direct_worker(path: Path, scratch: Path, end: float) -> None:
+    """Transfers between a disk and a mapping that another process takes away."""
+    with opened(path) as fd, opened(scratch, os.O_RDWR | os.O_DIRECT) as direct:
+        memory = mmap.mmap(fd, 16 * MIB)
+        addr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            at = ctypes.c_void_p(addr + turn * 77 * PAGE % (15 * MIB))
+            move = libc.pread if turn % 2 else libc.pwrite
+            if move(direct, at, MIB, 0) < 0:
+                equal(ctypes.get_errno(), errno.EFAULT, "past the end of the file")
+
+
+@check_unmounted
+def stress_with_struct_pages(_: Path) -> None:
+    scratch = Path("/mnt/scratch/direct")
+    scratch.write_bytes(pattern(MIB))
+    with small_store("256M!4G", pages=True):
+        with place("everything") as path:
+            stress.everything_at_once(path)
+        with place("direct") as path, opened(path / "f") as fd:
+            os.ftruncate(fd, 16 * MIB)
+            end = time.monotonic() + 8
+            workers = [
+                fork(lambda: _direct_worker(path / "f", scratch, end)),
+                fork(lambda: _direct_worker(path / "f", scratch, end)),
+            ]
+            while time.monotonic() < end:
+                os.ftruncate(fd, 5 * MIB)
+                os.ftruncate(fd, 16 * MIB)
+                fallocate(fd, BLOCK, 2 * BLOCK, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
+            equal([worker() for worker in workers], [0, 0], "statuses of the workers")
+            os.ftruncate(fd, 0)
+            os.posix_fallocate(fd, 0, BLOCK)  # asks for what was still in use
+    scratch.unlink()
 
 
 @check_unmounted

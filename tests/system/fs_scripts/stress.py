@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from .common import (
@@ -21,6 +22,7 @@ from .common import (
     check,
     equal,
     fallocate,
+    fork,
     in_child,
     listed,
     opened,
@@ -121,19 +123,9 @@ def everything_at_once(place: Path) -> None:
     with opened(place / "mapped") as fd:
         os.ftruncate(fd, 16 * MIB)
     workers = [(_tree_worker, 1), (_tree_worker, 2), (_map_worker, 3), (_cut_worker, 4)]
-    pids = []
-    for work, seed in workers:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                work(place, seed)
-            except BaseException as error:
-                print(repr(error), flush=True)
-                os._exit(1)
-            os._exit(0)
-        pids.append(pid)
-    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
-    equal(statuses, [0] * len(pids), "statuses of the workers")
+    children = [fork(partial(work, place, seed)) for work, seed in workers]
+    statuses = [wait() for wait in children]
+    equal(statuses, [0] * len(workers), "statuses of the workers")
     done = run("pkernfs", "check", ok=False)
     equal(done.returncode, 0, f"pkernfs check: {done.stdout}{done.stderr}")
     with opened(place / "mapped") as fd:
