@@ -27,6 +27,7 @@ VERBS = {
     "dump": "store",
     "doctor": "host",
     "vm": "vm",
+    "device": "device",
     "update": "update",
     "resume": "update",
     "report": "update",
