@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guest that is up in a second: a boot sector that counts timer ticks to a serial line.
+
+For tests of what happens around a guest. What happens in one is the witness's business.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from pkernfs.lab.machine import Machine
+
+# 16-bit code at 0x7c00, with the firmware's timer interrupt at 18.2 Hz:
+#       xor %ax,%ax; mov %ax,%ds; mov %ax,%ss; mov $0x7c00,%sp
+#       movl $0,0x8000; sti
+# loop: hlt; incl 0x8000; mov 0x8000,%ebx; mov $8,%cx
+# next: rol $4,%ebx; mov %bl,%al; and $15,%al; cmp $10,%al; jb 1f; add $39,%al
+# 1:    add $48,%al; mov $0x3f8,%dx; out %al,%dx; dec %cx; jnz next
+#       mov $10,%al; out %al,%dx; jmp loop
+_CODE = bytes.fromhex(
+    "31c08ed88ed0bc007c66c706008000000000fb"
+    "f466ff060080668b1e0080b90800"
+    "66c1c30488d8240f3c0a72020427"
+    "0430baf803ee4975e9"
+    "b00aeeebd6"
+)
+#: The image: the sector with its mark, and room, for firmware that wants a whole track.
+IMAGE = _CODE.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20)
+
+_DISK = "/mnt/scratch/tick.img"
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A counting guest in a lab host."""
+
+    host: Machine
+    name: str
+
+    @property
+    def directory(self) -> str:
+        """Its files in the store."""
+        return f"/mnt/pkernfs/vms/{self.name}"
+
+    def count(self) -> int:
+        """How far it has counted by now; 0 before it began."""
+        text = self.host.sh(f"tail -c 200 /mnt/scratch/{self.name}.log").check().stdout
+        lines = [line for line in text.splitlines()[1:-1] if len(line) == 8]
+        return int(lines[-1], 16) if lines else 0
+
+    def wait_count(self, least: int, timeout: float = 60) -> int:
+        """Wait until it has counted so far.
+
+        :param timeout: seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (count := self.count()) < least:
+            assert time.monotonic() < deadline, f"{self.name} stays at {count}, not {least}"
+            time.sleep(0.2)
+        return count
+
+    def counts_on(self) -> None:
+        """Make sure that it runs."""
+        self.wait_count(self.count() + 3)
+
+
+def start(host: Machine, name: str, ram: str = "32M") -> Tick:
+    """Start a counting guest and wait until it counts."""
+    (host.share / "tick.img").write_bytes(IMAGE)
+    host.sh(f"cp /mnt/share/tick.img {_DISK}; : >/mnt/scratch/{name}.log").check()
+    arguments = [
+        *("-cpu", "qemu64"),
+        *("-drive", f"file={_DISK},format=raw,if=ide,read-only=off,file.locking=off"),
+        *("-chardev", f"file,id=log,path=/mnt/scratch/{name}.log,append=on"),
+        *("-serial", "chardev:log"),
+    ]
+    host.run(["pkernfs", "vm", "start", name, "--ram", ram, "--", *arguments]).check()
+    guest = Tick(host, name)
+    guest.wait_count(3)
+    return guest
