@@ -20,6 +20,7 @@ import pytest
 from pkernfs.lab.frame_report import Phase, analyse
 from pkernfs.lab.frames import FrameSource, Wire
 from pkernfs.lab.machine import HostConfig, Machine, poll
+from pkernfs.vfio.e1000e_regs import INT_RXT0
 from pkernfs.vfio.landings import Landing
 
 pytestmark = pytest.mark.system
@@ -143,7 +144,11 @@ def test_e1000e_adopted_within_one_kernel(host: Machine, wire: Wire, tmp_path: P
     # The device went on while nobody drove it, and the second driver found what it had put.
     assert report.phases[0].landed_within > 400
     assert script.events["adopted"]["ring"]["waiting"] > 400
-    assert script.events["interrupted"]["fired"] >= 1
+    interrupted = script.events["interrupted"]
+    assert interrupted["msi"]["fired"] >= 1
+    assert interrupted["msi"]["causes"] & INT_RXT0
+    assert interrupted["msix"][0] >= 1
+    assert interrupted["msix"][1:] == [0, 0, 0, 0]
     assert script.events["end"]["missed"] == 0
     returned = [frame for frame in log.returned if frame.run == 77]
     assert [frame.sequence for frame in returned] == list(range(20))

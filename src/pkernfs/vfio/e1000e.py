@@ -169,6 +169,14 @@ class E1000e:
         """Let these causes raise an interrupt (INTx or MSI)."""
         self.registers.write32(regs.IMS, causes)
 
+    def enable_msix_receive(self, vector: int) -> None:
+        """Let a received frame raise an MSI-X vector, 0 to 4.
+
+        With MSI-X the device has causes of their own for its queues ("MSI-X Mode").
+        """
+        self.registers.write32(regs.IVAR, regs.IVAR_RXQ0_VALID | vector)
+        self.registers.write32(regs.IMS, regs.INT_RXQ0)
+
     def disable_interrupts(self) -> None:
         """No interrupts any more."""
         self.registers.write32(regs.IMC, regs.INT_ALL)

@@ -32,6 +32,9 @@ INT_LSC: Final = 1 << 2  #: link status change
 INT_RXDMT0: Final = 1 << 4  #: few receive descriptors left
 INT_RXO: Final = 1 << 6  #: receiver overrun
 INT_RXT0: Final = 1 << 7  #: frame received (not with MSI-X)
+INT_RXQ0: Final = 1 << 20  #: frame received in queue 0 (with MSI-X)
+IVAR: Final = 0x00E4  #: which MSI-X vector a cause raises ("Interrupt Vector Allocation Registers")
+IVAR_RXQ0_VALID: Final = 1 << 3  #: bits 2:0 are the vector of receive queue 0
 INT_ALL: Final = 0xFFFF_FFFF
 
 # Receive ("Receive Control Register - RCTL", "Receive Descriptor Base Address Low - RDBAL"...).
