@@ -124,16 +124,21 @@ void pkn_poke(struct pkn *n, u64 offset, const void *data, u32 bytes)
 
 static int zero_bytes(struct pkn *n, u64 offset, u64 bytes)
 {
-	while (bytes) {
-		u32 part = min_t(u64, bytes, PAGE - offset % PAGE);
+	const u64 end = offset + bytes;
 
-		if (test_bit(offset / PAGE, n->written) &&
-		    memchr_inv(n->memory + offset, 0, part)) {
+	while (offset < end) {
+		u32 part = min_t(u64, end - offset, PAGE - offset % PAGE);
+
+		if (!test_bit(offset / PAGE, n->written)) {
+			offset = find_next_bit(n->written, DIV_ROUND_UP(end, PAGE),
+					       offset / PAGE) * PAGE;
+			continue;
+		}
+		if (memchr_inv(n->memory + offset, 0, part)) {
 			memset(n->memory + offset, 0, part);
 			note_store(n, offset, part, PKN_ZERO);
 		}
 		offset += part;
-		bytes -= part;
 	}
 	return 0;
 }
@@ -294,9 +299,11 @@ void pkn_rollback(struct pkn *n, u64 size)
 
 void pkn_keep(struct pkn *n)
 {
-	for (u64 page = 0; page < n->size / PAGE; page++)
-		if (test_bit(page, n->written))
-			memcpy(n->shadow + page * PAGE, n->memory + page * PAGE, PAGE);
+	const u64 pages = n->size / PAGE;
+	u64 page;
+
+	for (page = 0; (page = find_next_bit(n->written, pages, page)) < pages; page++)
+		memcpy(n->shadow + page * PAGE, n->memory + page * PAGE, PAGE);
 	while (n->nr_touched)
 		__clear_bit(n->touched[--n->nr_touched], n->is_touched);
 }

@@ -608,22 +608,30 @@ static void test_large_files(u64 base)
 	finish(n);
 }
 
-static void test_large_range(void)
+/* The largest range there can be. */
+static void test_16_tib(void)
 {
-	struct pkn *n = fresh(262144, 0);	/* 512 GiB of nothing */
+	struct pkn *n = fresh(PKERNFS_MAX_BLOCKS, GIB);
+	char name[16];
 	u32 i;
 
 	for (i = 0; i < 300; i++) {
-		char name[16];
-
 		snprintf(name, sizeof(name), "f%u", i);
 		expect_is(pkn_create(n, name, FILE_MODE, NULL), 0);
 		expect_is(pkn_allocate(n, name, 0, 1 + i % 3, 0), 0);
 	}
+	expect_is(pkn_create(n, "sparse", FILE_MODE, NULL), 0);
+	expect_is(pkn_resize(n, "sparse", 8192 * GIB), 0);
+	for (i = 0; i < 300; i++)
+		expect_is(pkn_allocate(n, "sparse", i * 13777, 1, 0), 0);
+	expect_congruent(n, "sparse", GIB, 13777);
 	reopen(n);
 	expect_is(pkn_create(n, "big", FILE_MODE, NULL), 0);
 	expect_is(pkn_allocate(n, "big", 0, usage_of(n).blocks_free, 0), 0);
 	expect_is(usage_of(n).blocks_free, 0);
+	reopen(n);
+	expect_is(pkn_unlink(n, "big", false, NULL), 0);
+	reopen(n);
 	finish(n);
 }
 
@@ -841,7 +849,7 @@ int main(void)
 	run(test_limbo());
 	run(test_large_files(4 * GIB));
 	run(test_large_files(5 * GIB + 38 * MIB));
-	run(test_large_range());
+	run(test_16_tib());
 	run(test_no_memory());
 	run(test_no_memory_at_open());
 	run(test_random(12, 3000));
