@@ -169,12 +169,39 @@ def resume(machine: Machine, places: Places) -> list[Resumed]:
             stack.callback(timeline.close)
         guests = [Guest(path.parent.name, places) for path in places.vms.glob("*/saved.json")]
         started, failed = _start_all(sorted(guests, key=lambda guest: guest.name), timeline)
+        started += _left_behind(machine, places, update)
         results = sorted(failed + _run_all(started, timeline), key=lambda result: result.name)
         for result in results:
             subject = "failed" if result.error else "ok"
             timeline.mark("result", subject, result.name, text=result.error)
     _finish(places, results, update)
     return results
+
+
+def _left_behind(machine: Machine, places: Places, update: str | None) -> list[_Started]:
+    """Guests that an update of this very kernel stopped before it was killed.
+
+    The next kernel that it may have loaded is forgotten: a reboot would start it.
+    """
+    if update is None or machine.update_marker == update:
+        return []
+    from pkernfs.host import kexec
+    from pkernfs.update import plan as planning
+    from pkernfs.update import timeline
+
+    plan = planning.read(places, update)
+    records = timeline.load(directory(places, update) / "timeline.jsonl")
+    given_up = any(record.event == "outcome" for record in records)
+    if plan.boot_id_before != machine.boot_id or given_up:
+        return []
+    kexec.unload()
+    found = []
+    for planned in plan.guests:
+        guest = Guest(planned.name, places)
+        child = process.running(guest)
+        if child is not None and planned.was_running and not guest.saved_file.exists():
+            found.append(_Started(guest, Saved(update, True, 0), child, fresh=False))
+    return found
 
 
 def _run_all(started: list[_Started], timeline: Timeline) -> list[Resumed]:

@@ -312,6 +312,28 @@ def test_a_damaged_file_sets_only_its_guest_aside(
     assert path.exists()
 
 
+def test_a_guest_that_a_killed_update_left_stopped_goes_on(
+    host: FakeHost, jumper: FakeKexec
+) -> None:
+    host.start("a")
+    host.misbehave("hangs")
+    child = os.fork()
+    if child == 0:
+        try:
+            _update(host)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 10
+    while host.states() != {"a": "finish-migrate"} and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    host.misbehave("")
+    jumper.loaded = "left behind"
+    assert resuming.resume(host.machine, host.places) == [resuming.Resumed("a")]
+    _all_run_on(host, jumper, "a")
+
+
 def test_resume_without_anything_to_do(host: FakeHost) -> None:
     assert resuming.resume(host.machine, host.places) == []
 
