@@ -171,11 +171,6 @@ int pkernfs_step_commit(struct pkernfs_store *store, const struct pkernfs_step *
 	return 0;
 }
 
-static bool is_blank(const void *slot)
-{
-	return !memchr_inv(slot, 0, PKERNFS_SLOT_SIZE);
-}
-
 static void fill_super(struct pkernfs_super *super, const struct pkernfs_backing *backing,
 		       const u8 uuid[16], const char *label, u32 page_blocks, s64 now_ns)
 {
@@ -282,7 +277,7 @@ int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16], const
 
 	a = super_at(block0, PKERNFS_SUPER_A_SLOT);
 	b = super_at(block0, PKERNFS_SUPER_B_SLOT);
-	if (!force && !(is_blank(a) && is_blank(b))) {
+	if (!force && !(pkernfs_is_zero(a, sizeof(*a)) && pkernfs_is_zero(b, sizeof(*b)))) {
 		backing->say(backing, "the range is not empty");
 		err = -EEXIST;
 		goto unmap;
@@ -343,6 +338,7 @@ void pkernfs_store_close(struct pkernfs_store *store)
 
 	rbtree_postorder_for_each_entry_safe(node, next, &store->nodes, by_ino)
 		kfree(node);
+	pkernfs_slots_destroy(store);
 	pkernfs_space_destroy(store);
 	kfree(store->page);
 	kfree(store->draft);

@@ -9,9 +9,12 @@
  *   store.c   make, open, close; commit of one step
  *   load.c    what is believed of a range: checks everything, builds the trees,
  *             repairs what a crash left
- *   space.c   free blocks and free slots (derived, never stored)
+ *   verify.c  what can be said of one inode
+ *   space.c   free blocks (derived, never stored)
+ *   slots.c   metadata blocks and their free slots (likewise)
  *   extent.c  the extents of one file
- *   node.c    files, directories and symlinks: create, remove, rename, resize
+ *   resize.c  its blocks and size: allocate, truncate, punch
+ *   node.c    files, directories and symlinks: create, remove, rename
  */
 #ifndef PKERNFS_STORE_H
 #define PKERNFS_STORE_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What store.c, load.c, space.c, extent.c and node.c share; nobody else includes it.
+ * What the files of the metadata code share (see store.h); nobody else includes it.
  */
 #ifndef PKERNFS_STORE_PRIVATE_H
 #define PKERNFS_STORE_PRIVATE_H
@@ -27,7 +27,7 @@
 #define PKERNFS_SLOT_SIZE	(1U << PKERNFS_SLOT_SHIFT)
 /* A mapping of 1 GiB, in blocks. */
 #define PKERNFS_WINDOW		512U
-/* Slots that only what needs no more space in the end may use, see reserve_slots(). */
+/* Slots that only what needs no more space in the end may use, see slots.c. */
 #define PKERNFS_RESERVE		4U
 /* So many slots stay free beyond the reserve when a metadata block is given back. */
 #define PKERNFS_SLACK		128U
@@ -157,7 +157,23 @@ int pkernfs_step_commit(struct pkernfs_store *store, const struct pkernfs_step *
 
 /* load.c */
 int pkernfs_load(struct pkernfs_store *store);
+
+/* verify.c */
+#define refuse(store, err, fmt, ...) \
+	((store)->backing->say((store)->backing, fmt, ##__VA_ARGS__), (err))
+#define damaged(store, fmt, ...)	refuse(store, -EUCLEAN, fmt, ##__VA_ARGS__)
+#define bad_slot(store, slot, fmt, ...) \
+	damaged(store, "slot %u: " fmt, slot, ##__VA_ARGS__)
+
+static inline bool pkernfs_is_zero(const void *data, size_t bytes)
+{
+	return !memchr_inv(data, 0, bytes);
+}
+
 bool pkernfs_name_valid(const u8 *name, u32 len);
+int pkernfs_check_slot(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot);
+int pkernfs_check_inode(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot);
+int pkernfs_check_file(struct pkernfs_store *store, const struct pkernfs_node *node);
 
 /* space.c */
 int pkernfs_space_init(struct pkernfs_store *store);
@@ -178,14 +194,14 @@ void pkernfs_space_untake(struct pkernfs_store *store, u32 block, u32 count);
 void pkernfs_space_free(struct pkernfs_store *store, u32 block, u32 count);
 void pkernfs_space_collect(struct pkernfs_store *store);
 
+/* slots.c */
+void pkernfs_slots_destroy(struct pkernfs_store *store);
 struct pkernfs_meta *pkernfs_meta_find(struct pkernfs_store *store, u32 block);
 struct pkernfs_meta *pkernfs_meta_add(struct pkernfs_store *store, u32 block, void *addr);
 void *pkernfs_slot_addr(struct pkernfs_store *store, u32 slot);
 bool pkernfs_slot_claim(struct pkernfs_store *store, u32 slot);
 int pkernfs_slots_reserve(struct pkernfs_store *store, u32 need, u32 back, u32 nr_pages,
 			  bool shrinks);
-u32 pkernfs_slots_needed_blocks(struct pkernfs_store *store, u32 need, u32 back, u32 nr_pages,
-				bool shrinks);
 u32 pkernfs_slot_take(struct pkernfs_store *store, void **addr);
 void pkernfs_slot_free(struct pkernfs_store *store, u32 slot);
 void pkernfs_slots_settle(struct pkernfs_store *store);
@@ -203,8 +219,17 @@ static inline const struct pkernfs_page_ref *pkernfs_page_refs(const struct pker
 	return (const struct pkernfs_page_ref *)inode->payload;
 }
 
+static inline u32 pkernfs_run_end(const struct pkernfs_run *run)
+{
+	return run->file_block + run->count;
+}
+
 void pkernfs_extent_get(struct pkernfs_store *store, const struct pkernfs_inode *inode,
 			u32 index, struct pkernfs_run *run);
+u32 pkernfs_extent_search(struct pkernfs_store *store, const struct pkernfs_inode *inode,
+			  u32 file_block);
+int pkernfs_runs_copy(struct pkernfs_store *store, const struct pkernfs_inode *inode,
+		      u32 from, u32 to, struct pkernfs_runs *runs);
 int pkernfs_runs_push(struct pkernfs_runs *runs, u32 file_block, u32 block, u32 count);
 void pkernfs_runs_drop(struct pkernfs_runs *runs);
 void pkernfs_extents_write(struct pkernfs_store *store, struct pkernfs_inode *draft,

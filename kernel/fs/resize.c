@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What changes the blocks and the size of a file: allocate, truncate, punch. */
+#include "store_private.h"
+
+static void free_runs(struct pkernfs_store *store, const struct pkernfs_runs *runs)
+{
+	u32 i;
+
+	for (i = 0; i < runs->nr; i++)
+		pkernfs_space_free(store, runs->v[i].block, runs->v[i].count);
+}
+
+static void touch(struct pkernfs_inode *draft, s64 now_ns)
+{
+	draft->mtime_ns = cpu_to_le64(now_ns);
+	draft->ctime_ns = cpu_to_le64(now_ns);
+}
+
+/*
+ * Zeroes the bytes [from, to) of a file where it has blocks. They are beyond the
+ * end of the file: whoever had the block mapped can have written there.
+ */
+static int zero_bytes(struct pkernfs_store *store, const struct pkernfs_node *node,
+		      u64 from, u64 to)
+{
+	struct pkernfs_backing *backing = store->backing;
+	int err;
+
+	while (from < to) {
+		u32 file_block = from >> PKERNFS_BLOCK_SHIFT;
+		u32 offset = from & (PKERNFS_BLOCK_SIZE - 1);
+		u32 block, count, bytes;
+
+		if (!pkernfs_node_map(store, node, file_block, &block, &count)) {
+			from = (u64)(file_block + count) << PKERNFS_BLOCK_SHIFT;
+			continue;
+		}
+		bytes = min_t(u64, PKERNFS_BLOCK_SIZE - offset, to - from);
+		if (bytes == PKERNFS_BLOCK_SIZE) {
+			count = min_t(u64, count, (to - from) >> PKERNFS_BLOCK_SHIFT);
+			err = backing->zero(backing, block, count);
+			from += (u64)count << PKERNFS_BLOCK_SHIFT;
+		} else {
+			err = backing->zero_part(backing, block, offset, bytes);
+			from += bytes;
+		}
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* What is being allocated: all extents that the file will have, and those that are new. */
+struct filling {
+	struct pkernfs_runs all;
+	struct pkernfs_runs fresh;
+	u64 file_blocks;
+};
+
+static int fill_hole(struct pkernfs_store *store, struct filling *fill, u32 from, u32 to,
+		     const struct pkernfs_run *after)
+{
+	struct pkernfs_run before;
+	u32 block, count;
+	int err;
+
+	while (from < to) {
+		struct pkernfs_wish wish = {
+			.file_block = from,
+			.count = to - from,
+			.file_blocks = fill->file_blocks,
+			.after = after,
+		};
+
+		if (fill->all.nr) {
+			before = fill->all.v[fill->all.nr - 1];
+			wish.before = &before;
+		}
+		count = pkernfs_space_take(store, &wish, &block);
+		if (!count)
+			return -ENOSPC;
+		err = pkernfs_runs_push(&fill->fresh, from, block, count);
+		if (err) {
+			pkernfs_space_untake(store, block, count);
+			return err;
+		}
+		err = pkernfs_runs_push(&fill->all, from, block, count);
+		if (err)
+			return err;
+		from += count;
+	}
+	return 0;
+}
+
+/* Goes through the extents that reach into [from, to) and fills what is between them. */
+static int fill_range(struct pkernfs_store *store, const struct pkernfs_inode *inode,
+		      u32 from, u32 to, struct filling *fill)
+{
+	u32 i = pkernfs_extent_search(store, inode, from);
+	struct pkernfs_run run;
+	int err;
+
+	for (; from < to && i < le32_to_cpu(inode->nr_extents); i++) {
+		pkernfs_extent_get(store, inode, i, &run);
+		err = fill_hole(store, fill, from, min(run.file_block, to), &run);
+		if (err)
+			return err;
+		if (run.file_block >= to)
+			return 0;
+		from = max(from, run.file_block);
+		err = pkernfs_runs_push(&fill->all, from, run.block + (from - run.file_block),
+					min(pkernfs_run_end(&run), to) - from);
+		if (err)
+			return err;
+		from = pkernfs_run_end(&run);
+	}
+	return fill_hole(store, fill, from, to, NULL);
+}
+
+static u32 count_holes(struct pkernfs_store *store, const struct pkernfs_node *node,
+		       u32 from, u32 to)
+{
+	u32 holes = 0, block, count;
+
+	while (from < to) {
+		if (!pkernfs_node_map(store, node, from, &block, &count))
+			holes += min(count, to - from);
+		from += min(count, to - from);
+	}
+	return holes;
+}
+
+static int zero_fresh(struct pkernfs_store *store, const struct pkernfs_runs *fresh)
+{
+	struct pkernfs_backing *backing = store->backing;
+	int err;
+	u32 i;
+
+	for (i = 0; i < fresh->nr; i++) {
+		err = backing->zero(backing, fresh->v[i].block, fresh->v[i].count);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int allocate_runs(struct pkernfs_store *store, struct pkernfs_node *node,
+			 u32 from, u32 to, struct filling *fill)
+{
+	const struct pkernfs_inode *inode = node->inode;
+	int err;
+
+	err = pkernfs_runs_copy(store, inode, 0, from, &fill->all);
+	if (!err)
+		err = fill_range(store, inode, from, to, fill);
+	if (!err)
+		err = pkernfs_runs_copy(store, inode, to, U32_MAX, &fill->all);
+	if (err)
+		return err;
+	if (pkernfs_pages_for(fill->all.nr) > PKERNFS_MAX_EXTENT_PAGES)
+		return -ENOSPC;
+	return zero_fresh(store, &fill->fresh);
+}
+
+static int allocate_commit(struct pkernfs_store *store, struct pkernfs_node *node,
+			   const struct pkernfs_runs *runs, u64 size, s64 now_ns)
+{
+	const struct pkernfs_step step = { .node = node, .runs = runs };
+	struct pkernfs_inode *draft;
+	int err;
+
+	err = zero_bytes(store, node, le64_to_cpu(node->inode->size), size);
+	if (err)
+		return err;
+	draft = pkernfs_step_begin(store, node);
+	draft->size = cpu_to_le64(size);
+	touch(draft, now_ns);
+	return pkernfs_step_commit(store, &step);
+}
+
+int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
+			  u32 file_block, u32 count, u64 new_size, s64 now_ns)
+{
+	const u64 size = max(le64_to_cpu(node->inode->size), new_size);
+	const u64 end = (u64)file_block + count;
+	struct filling fill = { };
+	u32 holes, i;
+	int err;
+
+	pkernfs_assert_locked(store);
+	if (end > U32_MAX || new_size > PKERNFS_FILE_MAX)
+		return -EFBIG;
+	pkernfs_space_collect(store);
+	holes = count_holes(store, node, file_block, end);
+	if (!holes) {
+		if (size == le64_to_cpu(node->inode->size))
+			return 0;
+		return allocate_commit(store, node, NULL, size, now_ns);
+	}
+	if (holes > store->nr_free)
+		return -ENOSPC;
+
+	fill.file_blocks = max(end, DIV_ROUND_UP_ULL(size, PKERNFS_BLOCK_SIZE));
+	err = allocate_runs(store, node, file_block, end, &fill);
+	if (!err)
+		err = allocate_commit(store, node, &fill.all, size, now_ns);
+	if (err)
+		for (i = 0; i < fill.fresh.nr; i++)
+			pkernfs_space_untake(store, fill.fresh.v[i].block,
+					     fill.fresh.v[i].count);
+	pkernfs_runs_drop(&fill.fresh);
+	pkernfs_runs_drop(&fill.all);
+	return err;
+}
+
+/* Takes the blocks [from, to) away from a file and sets its size, in one step. */
+static int cut(struct pkernfs_store *store, struct pkernfs_node *node, u32 from, u32 to,
+	       u64 size, s64 now_ns)
+{
+	struct pkernfs_runs kept = { }, gone = { };
+	const struct pkernfs_step step = { .node = node, .runs = &kept, .shrinks = true };
+	struct pkernfs_inode *draft;
+	int err;
+
+	err = pkernfs_runs_copy(store, node->inode, from, to, &gone);
+	if (!err)
+		err = pkernfs_runs_copy(store, node->inode, 0, from, &kept);
+	if (!err)
+		err = pkernfs_runs_copy(store, node->inode, to, U32_MAX, &kept);
+	if (err)
+		goto drop;
+	err = -ENOSPC;
+	if (pkernfs_pages_for(kept.nr) > PKERNFS_MAX_EXTENT_PAGES)
+		goto drop;
+	draft = pkernfs_step_begin(store, node);
+	draft->size = cpu_to_le64(size);
+	touch(draft, now_ns);
+	err = pkernfs_step_commit(store, &step);
+	if (err)
+		goto drop;
+	free_runs(store, &gone);
+	pkernfs_slots_settle(store);
+drop:
+	pkernfs_runs_drop(&gone);
+	pkernfs_runs_drop(&kept);
+	return err;
+}
+
+static bool has_blocks(struct pkernfs_store *store, const struct pkernfs_node *node,
+		       u32 from, u32 to)
+{
+	u32 block, count;
+
+	return pkernfs_node_map(store, node, from, &block, &count) || count < to - from;
+}
+
+static int shrink(struct pkernfs_store *store, struct pkernfs_node *node, u64 size, s64 now_ns)
+{
+	const u32 end = DIV_ROUND_UP_ULL(size, PKERNFS_BLOCK_SIZE);
+	const u64 old_size = le64_to_cpu(node->inode->size);
+	const bool cuts = has_blocks(store, node, end, U32_MAX);
+	u64 page_end;
+	int err;
+
+	if (cuts)
+		err = cut(store, node, end, U32_MAX, size, now_ns);
+	else if (size < old_size)
+		err = allocate_commit(store, node, NULL, size, now_ns);
+	else
+		return 0;
+	if (err)
+		return err;
+
+	/* What is still mapped of the last page must not show what was cut off. */
+	page_end = round_up(size, (u64)PKERNFS_SLOT_SIZE);
+	if (zero_bytes(store, node, size, page_end))
+		store->backing->say(store->backing, "could not zero the end of inode %llu",
+				    node->ino);
+	return 0;
+}
+
+int pkernfs_node_resize(struct pkernfs_store *store, struct pkernfs_node *node, u64 size,
+			s64 now_ns)
+{
+	pkernfs_assert_locked(store);
+	if (size > PKERNFS_FILE_MAX)
+		return -EFBIG;
+	pkernfs_space_collect(store);
+	if (size > le64_to_cpu(node->inode->size))
+		return allocate_commit(store, node, NULL, size, now_ns);
+	return shrink(store, node, size, now_ns);
+}
+
+int pkernfs_node_punch(struct pkernfs_store *store, struct pkernfs_node *node, u32 file_block,
+		       u32 count, s64 now_ns)
+{
+	const u64 end = min_t(u64, (u64)file_block + count, U32_MAX);
+
+	pkernfs_assert_locked(store);
+	pkernfs_space_collect(store);
+	if (file_block >= end || !has_blocks(store, node, file_block, end))
+		return 0;
+	return cut(store, node, file_block, end, le64_to_cpu(node->inode->size), now_ns);
+}
