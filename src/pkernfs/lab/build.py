@@ -54,7 +54,11 @@ def module_dirs(tree: Path) -> tuple[Path, ...]:
 
 
 def _sources(tree: Path) -> list[Path]:
-    return sorted(p for pattern in _SOURCES for p in tree.rglob(pattern) if ".mod." not in p.name)
+    """What the modules are made of: their directories, and headers that they share."""
+    found = set(tree.glob("*.h"))
+    for folder in module_dirs(tree):
+        found |= {path for pattern in _SOURCES for path in folder.rglob(pattern)}
+    return sorted(path for path in found if ".mod." not in path.name)
 
 
 def modules(tree: Path | None = None) -> Modules:

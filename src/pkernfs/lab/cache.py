@@ -11,11 +11,15 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pkernfs.lab.paths import cache_root
+
+#: A lab that runs may still take files from an artifact that it asked for this long ago.
+_IN_USE_S = 3 * 3600
 
 
 def digest(parts: Iterable[str | bytes | Path]) -> str:
@@ -68,7 +72,8 @@ def artifact(
 
     :param build: gets an empty directory to fill; what it raises leaves no artifact.
     :param rebuild: throw away what is there.
-    :param keep: how many artifacts of this kind stay, the most recently used ones.
+    :param keep: how many artifacts of this kind stay, the most recently used ones, and
+        whatever was asked for in the last hours.
     """
     home = cache_root() / kind
     target = home / key
@@ -92,6 +97,9 @@ def artifact(
 
 def _prune(home: Path, keep: int) -> None:
     done = [path for path in home.iterdir() if path.is_dir() and path.suffix != ".partial"]
-    for path in sorted(done, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]:
+    times = {path: path.stat().st_mtime for path in done}
+    for path in sorted(done, key=lambda path: times[path], reverse=True)[keep:]:
+        if times[path] > time.time() - _IN_USE_S:
+            continue
         shutil.rmtree(path, ignore_errors=True)
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)

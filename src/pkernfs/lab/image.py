@@ -136,7 +136,7 @@ def host_image(*, rebuild: bool = False) -> HostImage:
                 modtree.slim(target / "root", version)
             make_ext4(target / "root", target / "root.ext4", label="host")
 
-    home = cache.artifact("host", cache.digest(parts), make, rebuild=rebuild, keep=1)
+    home = cache.artifact("host", cache.digest(parts), make, rebuild=rebuild, keep=2)
     return HostImage(home / "root", home / "root.ext4", kernels)
 
 

@@ -10,7 +10,7 @@ from pkernfs.lab.image import HostImage
 
 INSIDE = Path(__file__).parent / "inside"
 _MODULES = ("virtio_pci", "virtio_blk", "ext4", "overlay")
-_APPLETS = ("grep", "insmod", "mkdir", "mount", "poweroff", "sh", "switch_root")
+_APPLETS = ("insmod", "ln", "mkdir", "mount", "poweroff", "sh", "switch_root")
 _FOLDERS = ("base", "changes", "dev", "layer", "proc", "root", "sys")
 
 
@@ -40,5 +40,5 @@ def busybox(image: HostImage, applets: tuple[str, ...]) -> list[cpio.Entry]:
 def modules(image: HostImage, version: str, names: tuple[str, ...]) -> list[cpio.Entry]:
     """Module files under ``modules/``, and their order of loading in ``modules/order``."""
     files = modtree.needed(image.root, version, names)
-    order = cpio.text("modules/order", "".join(f"{path.name}\n" for path in files))
+    order = cpio.text("modules/order", " ".join(path.name for path in files) + "\n")
     return [order, *(cpio.copy(path, f"modules/{path.name}") for path in files)]

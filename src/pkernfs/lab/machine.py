@@ -99,6 +99,7 @@ class Machine:
         self._undo = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._seen = 0
+        self._allowed: list[str] = []
         self.boot_seconds = 0.0
 
     def __enter__(self) -> Machine:
@@ -172,7 +173,12 @@ class Machine:
     @property
     def problems(self) -> list[str]:
         """Kernel log lines so far that fail the run."""
-        return scan.findings((line.text for line in self.console.lines), self.config.allowed)
+        allowed = (*self.config.allowed, *self._allowed)
+        return scan.findings((line.text for line in self.console.lines), allowed)
+
+    def allow(self, pattern: str) -> None:
+        """Expect kernel log lines that match a regular expression from now on."""
+        self._allowed.append(pattern)
 
     def check_log(self) -> None:
         """Look through the kernel log of all boots.

@@ -38,6 +38,7 @@ _KEPT = (
     "drivers/watchdog",
     "fs/9p",
     "fs/autofs",
+    "fs/binfmt_misc",
     "fs/configfs",
     "fs/efivarfs",
     "fs/ext4",
@@ -58,7 +59,7 @@ _KEPT = (
     "virt",
 )
 #: Changes when slim() would leave a different tree.
-RECIPE = "modules 3 " + " ".join(_KEPT)
+RECIPE = "modules 4 " + " ".join(_KEPT)
 
 
 def slim(root: Path, version: str) -> None:

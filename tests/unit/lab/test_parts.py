@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -186,11 +187,17 @@ def test_failed_build_leaves_nothing(cache_home: Path) -> None:
     assert not [path for path in (cache_home / "kind").iterdir() if path.is_dir()]
 
 
-def test_old_artifacts_go(cache_home: Path) -> None:
+def test_old_artifacts_go_but_not_those_in_use(cache_home: Path) -> None:
+    def names() -> list[str]:
+        return sorted(path.name for path in (cache_home / "kind").glob("?"))
+
     for number in range(4):
-        path = cache.artifact("kind", str(number), lambda target: None, keep=2)
-        assert path.is_dir()
-    assert sorted(path.name for path in (cache_home / "kind").glob("?")) == ["2", "3"]
+        cache.artifact("kind", str(number), lambda target: None, keep=2)
+    assert names() == ["0", "1", "2", "3"]
+    for number in range(3):
+        os.utime(cache_home / "kind" / str(number), (number, number))
+    cache.artifact("kind", "4", lambda target: None, keep=2)
+    assert names() == ["3", "4"]
 
 
 def test_digest_tells_names_and_contents_apart(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 # First program of a lab host's kernel: find the root file system, switch to it.
 # The disks, in the order of the command line that the lab gives to QEMU:
 # vda Debian image (read-only), vdb layer with modules and package (read-only).
+#
+# After a kexec a paused guest waits for this, and under emulation every new process
+# counts: what is mounted here is mounted by busybox without starting one.
 
 fail() {
 	echo "lab: initrd: $1" >/dev/kmsg
@@ -12,7 +15,8 @@ fail() {
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
+read -r order </modules/order
+for module in $order; do
 	# Some are for processors that this is not; what is really missing shows below.
 	insmod "/modules/$module" 2>/dev/null
 done
@@ -25,8 +29,21 @@ mount -t overlay -o lowerdir=/layer:/base,upperdir=/changes/upper,workdir=/chang
 mount --move /proc /root/proc
 mount --move /sys /root/sys
 mount --move /dev /root/dev
-first=/usr/lib/pkernfs-lab/host-init.sh
-if grep -qw pkernfs_lab=systemd /root/proc/cmdline; then
-	first=/usr/lib/systemd/systemd
-fi
-exec switch_root /root "$first"
+
+read -r line </root/proc/cmdline
+case " $line " in
+*" pkernfs_lab=systemd "*)
+	exec switch_root /root /usr/lib/systemd/systemd
+	;;
+esac
+mkdir /root/dev/pts /root/dev/shm
+mount -t devpts -o mode=620 pts /root/dev/pts
+mount -t tmpfs -o nosuid,nodev shm /root/dev/shm
+mount -t tmpfs -o mode=755,nosuid,nodev run /root/run
+mount -t tmpfs -o nosuid,nodev tmp /root/tmp
+mkdir -p /root/run/pkernfs-lab /root/mnt/pkernfs /root/mnt/scratch /root/mnt/share
+ln -s /proc/self/fd /root/dev/fd
+ln -s fd/0 /root/dev/stdin
+ln -s fd/1 /root/dev/stdout
+ln -s fd/2 /root/dev/stderr
+exec switch_root /root /usr/lib/pkernfs-lab/host-init.sh
