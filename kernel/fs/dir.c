@@ -38,6 +38,9 @@ static int add_name(struct mnt_idmap *idmap, struct inode *dir, struct dentry *d
 	struct inode *inode;
 	int err;
 
+	if (pkernfs_inode_is_kernel_dir(dir))
+		return -EPERM;
+
 	inode = new_inode(dir->i_sb);
 	if (!inode)
 		return -ENOMEM;
@@ -108,6 +111,9 @@ static int remove_name(struct inode *dir, struct dentry *dentry)
 	struct inode *inode = d_inode(dentry);
 	int err;
 
+	if (S_ISREG(inode->i_mode) && pkernfs_blocks_busy(inode, 0, U32_MAX))
+		return -EBUSY;
+
 	pkernfs_lock(region);
 	err = pkernfs_node_unlink(region->store, pkernfs_node(inode), pkernfs_now());
 	if (!err) {
@@ -130,6 +136,12 @@ static int pkernfs_rename(struct mnt_idmap *idmap, struct inode *old_dir, struct
 	/* The VFS itself looks after NOREPLACE; exchanging two names is not one atomic step. */
 	if (flags & ~RENAME_NOREPLACE)
 		return -EINVAL;
+	/* Files for the kernel alone stay where it finds them. */
+	if (pkernfs_inode_is_kernel_dir(old_dir) || pkernfs_inode_is_kernel_dir(new_dir) ||
+	    pkernfs_inode_is_kernel_dir(inode))
+		return -EPERM;
+	if (victim && S_ISREG(victim->i_mode) && pkernfs_blocks_busy(victim, 0, U32_MAX))
+		return -EBUSY;
 
 	pkernfs_lock(region);
 	err = pkernfs_node_rename(region->store, pkernfs_node(inode), pkernfs_node(new_dir),

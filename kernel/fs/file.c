@@ -145,12 +145,18 @@ int pkernfs_set_size(struct inode *inode, loff_t size)
 	int err;
 
 	filemap_invalidate_lock(mapping);
+	if (size < i_size_read(inode) &&
+	    pkernfs_blocks_busy(inode, DIV_ROUND_UP_ULL(size, PKERNFS_BLOCK_SIZE), U32_MAX)) {
+		err = -EBUSY;
+		goto unlock;
+	}
 	unmap_mapping_range(mapping, round_up(size, PAGE_SIZE), 0, 1);
 	pkernfs_lock(region);
 	err = pkernfs_node_resize(region->store, pkernfs_node(inode), size, pkernfs_now());
 	if (!err)
 		pkernfs_inode_sync(inode);
 	pkernfs_unlock(region);
+unlock:
 	filemap_invalidate_unlock(mapping);
 	return err;
 }
@@ -273,6 +279,9 @@ static int punch_hole(struct inode *inode, loff_t pos, loff_t end)
 
 	if (first >= last)
 		return zero_bytes(inode, pos, end);
+	if (pkernfs_blocks_busy(inode, first >> PKERNFS_BLOCK_SHIFT,
+				(last - first) >> PKERNFS_BLOCK_SHIFT))
+		return -EBUSY;
 
 	err = zero_bytes(inode, pos, first);
 	if (err)

@@ -57,8 +57,8 @@ void pkernfs_inode_sync(struct inode *inode)
  *
  * This is the place where kinds of files part: one whose content belongs to the
  * kernel alone (nothing may be read, written or mapped) gets operations of its
- * own here. What may be shrunk, punched or unlinked is decided in pkernfs_setattr(),
- * pkernfs_fallocate() and remove_name().
+ * own here. What may be shrunk, punched or unlinked is decided in pkernfs_set_size(),
+ * punch_hole(), remove_name() and pkernfs_rename(): not what a device reaches.
  */
 void pkernfs_inode_setup(struct inode *inode, struct pkernfs_node *node)
 {
@@ -68,6 +68,11 @@ void pkernfs_inode_setup(struct inode *inode, struct pkernfs_node *node)
 
 	switch (inode->i_mode & S_IFMT) {
 	case S_IFREG:
+		if (pkernfs_is_kernel_dir(pkernfs_region(inode), node->parent)) {
+			inode->i_op = &pkernfs_kernel_iops;
+			inode->i_fop = &pkernfs_kernel_fops;
+			break;
+		}
 		inode->i_op = &pkernfs_file_iops;
 		inode->i_fop = &pkernfs_file_fops;
 		break;
@@ -108,6 +113,9 @@ void pkernfs_evict_inode(struct inode *inode)
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
 	if (!node || inode->i_nlink)
+		return;
+	/* A device got at it after it was unlinked: the next mount clears it away. */
+	if (S_ISREG(inode->i_mode) && pkernfs_blocks_busy(inode, 0, U32_MAX))
 		return;
 
 	/* Unlinked, and this was its last user. */

@@ -50,6 +50,7 @@ struct pkernfs_region {
 	u64 sequence;				/* goes up with every change */
 	struct pkernfs_backing backing;
 	struct pkernfs_store *store;		/* while it is mounted, else NULL */
+	struct super_block *sb;			/* of that mount */
 	struct dev_pagemap *pagemap;		/* of a mounted region with struct pages */
 };
 
@@ -94,6 +95,7 @@ int pkernfs_bootline_protects(u64 base, u64 size);
 int pkernfs_regions_claim(char *param);
 void pkernfs_regions_release(void);
 struct pkernfs_region *pkernfs_region_find(const char *name);
+struct pkernfs_region *pkernfs_region_nth(unsigned int n);
 void *pkernfs_map(struct pkernfs_region *region, u64 phys, size_t bytes);
 void pkernfs_unmap(void *addr);
 void pkernfs_region_free(struct pkernfs_region *region);
@@ -133,6 +135,14 @@ int pkernfs_fsync(struct file *file, loff_t start, loff_t end, int datasync);
 
 /* fill.c */
 int pkernfs_fill(struct inode *inode, loff_t pos, loff_t end, loff_t new_size);
+
+/* export.c */
+extern const struct inode_operations pkernfs_kernel_iops;
+extern const struct file_operations pkernfs_kernel_fops;
+bool pkernfs_is_kernel_dir(struct pkernfs_region *region, const struct pkernfs_node *node);
+bool pkernfs_inode_is_kernel_dir(struct inode *dir);
+bool pkernfs_blocks_busy(struct inode *inode, u32 file_block, u32 count);
+void pkernfs_guard_mounted(struct pkernfs_region *region);
 
 /* mmap.c */
 int pkernfs_mmap(struct file *file, struct vm_area_struct *vma);

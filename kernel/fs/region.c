@@ -12,6 +12,7 @@
 #include <linux/ctype.h>
 #include <linux/io.h>
 #include <linux/ioport.h>
+#include <linux/export.h>
 #include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/sizes.h>
@@ -19,6 +20,7 @@
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 
+#include "export.h"
 #include "pkernfs.h"
 
 /* A run of blocks is mapped in pieces of at most this size. */
@@ -414,6 +416,17 @@ void pkernfs_regions_release(void)
 		kobject_put(&region->kobj);
 	}
 }
+
+struct pkernfs_region *pkernfs_region_nth(unsigned int n)
+{
+	struct pkernfs_region *region;
+
+	list_for_each_entry(region, &regions, list)
+		if (!n--)
+			return region;
+	return NULL;
+}
+EXPORT_SYMBOL_GPL(pkernfs_region_nth);
 
 /* NULL or "none": the first one. */
 struct pkernfs_region *pkernfs_region_find(const char *name)

@@ -89,8 +89,9 @@ static int make_store(struct pkernfs_region *region)
 	return err == -EEXIST ? 0 : err;
 }
 
-static int open_store(struct pkernfs_region *region, bool init)
+static int open_store(struct super_block *sb, bool init)
 {
+	struct pkernfs_region *region = pkernfs_sb_region(sb);
 	int err = 0;
 
 	pkernfs_lock(region);
@@ -98,6 +99,7 @@ static int open_store(struct pkernfs_region *region, bool init)
 		err = make_store(region);
 	if (!err)
 		err = pkernfs_store_open(&region->backing, &region->store);
+	region->sb = sb;
 	pkernfs_unlock(region);
 	return err;
 }
@@ -121,7 +123,7 @@ static int pkernfs_fill_super(struct super_block *sb, const struct pkernfs_optio
 	struct inode *root;
 	int err;
 
-	err = open_store(region, options->init);
+	err = open_store(sb, options->init);
 	if (err)
 		return err;
 
@@ -147,6 +149,7 @@ static int pkernfs_fill_super(struct super_block *sb, const struct pkernfs_optio
 		goto close_store;
 	}
 	sb->s_flags |= SB_ACTIVE;
+	pkernfs_guard_mounted(region);
 	return 0;
 
 close_store:
