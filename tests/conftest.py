@@ -50,7 +50,8 @@ def shared_host() -> Iterator[Callable[[str], Machine]]:
 
         def get(kernel: str) -> Machine:
             if kernel not in hosts:
-                hosts[kernel] = stack.enter_context(_watched(Machine(HostConfig(kernel=kernel))))
+                config = HostConfig(kernel=kernel, cpus=2)
+                hosts[kernel] = stack.enter_context(_watched(Machine(config)))
             return hosts[kernel]
 
         yield get
