@@ -101,5 +101,7 @@ def _prune(home: Path, keep: int) -> None:
     for path in sorted(done, key=lambda path: times[path], reverse=True)[keep:]:
         if times[path] > time.time() - _IN_USE_S:
             continue
-        shutil.rmtree(path, ignore_errors=True)
+        # Renamed first: what is half removed must not look finished.
+        doomed = path.rename(path.with_name(f"{path.name}.partial"))
+        shutil.rmtree(doomed, ignore_errors=True)
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
