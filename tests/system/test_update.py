@@ -109,6 +109,7 @@ def test_an_update_keeps_files_guests_and_tells_the_truth(new_host: HostFactory)
 def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> None:
     report = demo.report_of(host)
     assert report["outcome"] == "completed"
+    assert report["store"] == "clean"
     assert report["host"] == {
         "kernel_before": kernels[0],
         "kernel_after": kernels[1],

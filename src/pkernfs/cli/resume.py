@@ -16,20 +16,26 @@ def resume(store: Path = DEFAULT_STORE, *, as_json: bool = False) -> int:
 
     :param store: mount point of the store.
     :param as_json: print one JSON document.
-    :returns: exit status: 1 when a guest does not run, else 0.
+    :returns: exit status: 1 when a guest does not run or the store is damaged, else 0.
     :raises PkernfsError: the store can't be mounted.
     """
-    results = resuming.resume(Machine(), Places(store))
+    outcome = resuming.resume(Machine(), Places(store))
     if as_json:
         import dataclasses
         import json
 
-        value = {"schema": "pkernfs-resume/1", "vms": [dataclasses.asdict(r) for r in results]}
+        value = {
+            "schema": "pkernfs-resume/1",
+            "vms": [dataclasses.asdict(guest) for guest in outcome.guests],
+            "store": outcome.store,
+        }
         print(json.dumps(value, indent=1))
-    for result in results:
-        if result.error:
-            print(f"pkernfs: {result.error}", file=sys.stderr)
-            print(f"hint: {result.hint}", file=sys.stderr)
+    for guest in outcome.guests:
+        if guest.error:
+            print(f"pkernfs: {guest.error}", file=sys.stderr)
+            print(f"hint: {guest.hint}", file=sys.stderr)
         elif not as_json:
-            print(f"{result.name} runs again")
-    return int(any(result.error for result in results))
+            print(f"{guest.name} runs again")
+    if outcome.store != resuming.CLEAN:
+        print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
+    return 0 if outcome.good else 1

@@ -15,6 +15,7 @@ from pkernfs.errors import PkernfsError
 from pkernfs.host import doctor, kernels, kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
+from pkernfs.update import devices
 from pkernfs.update import plan as planning
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
@@ -74,7 +75,8 @@ def dry_run(machine: Machine, places: Places, request: Request) -> Plan:
     async def check() -> Plan:
         async with contextlib.AsyncExitStack() as stack:
             plan, _ = await _plan(machine, places, request, stack)
-            return plan
+            with devices.armed(plan) as plan:
+                return plan
 
     with update_lock(places):
         return asyncio.run(check())
@@ -105,6 +107,7 @@ async def _update(
         stack.enter_context(cancelled_by_signals())
         with timeline.phase("check"):
             plan, sessions = await _plan(machine, places, request, stack)
+            plan = stack.enter_context(devices.armed(plan))
         path = planning.write(places, plan)
         timeline.open(path / "timeline.jsonl")
         stack.callback(timeline.close)
@@ -125,6 +128,7 @@ async def _update(
 
 async def _leave(machine: Machine, plan: Plan, sessions: list[Monitor], timeline: Timeline) -> None:
     async with quiesced(sessions, plan, timeline):
+        devices.check_again()
         timeline.mark("begin", "hand over")
         _jump(machine, timeline)
 

@@ -80,6 +80,12 @@ def _outcome(
     return ("partial", f"not running: {', '.join(failed)}") if failed else ("completed", "")
 
 
+def _store(records: Sequence[Record]) -> str | None:
+    """What the checker said of the store after the update; None when it was not asked."""
+    found = [record.text for record in records if record.event == "store"]
+    return found[-1] if found else None
+
+
 def build(places: Places, update: str) -> dict[str, Any]:
     """The report of an update.
 
@@ -105,6 +111,7 @@ def build(places: Places, update: str) -> dict[str, Any]:
             "boot_id_after": records[-1].boot_id,
         },
         "vms": guests,
+        "store": _store(records),
         "phases": _phases(records, times),
         "clock": {
             "name": scale.name,
@@ -144,5 +151,7 @@ def render(report: dict[str, Any]) -> str:
         )
     clock = report["clock"]
     exact = f"exact to {clock['exact_to_s'] * 1000:.1f} ms over the whole update"
+    if report["store"] is not None:
+        lines += ["", f"store: {report['store']}"]
     lines += ["", f"clock: {clock['meaning']}; {exact}"]
     return "\n".join(lines)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 START_S = 120.0
 LOAD_S = 120.0
 
+CLEAN = "clean"
+
 
 @dataclass(frozen=True)
 class Resumed:
@@ -40,6 +42,24 @@ class Resumed:
     name: str
     error: str = ""
     hint: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of everything.
+
+    :ivar guests: by name.
+    :ivar store: what the checker, which shares no code with the module, says of the store
+        after all guests run: "clean", or what it found.
+    """
+
+    guests: list[Resumed]
+    store: str
+
+    @property
+    def good(self) -> bool:
+        """Does everything run, from a store in order?"""
+        return self.store == CLEAN and not any(guest.error for guest in self.guests)
 
 
 @dataclass(frozen=True)
@@ -148,10 +168,9 @@ def _start_all(guests: list[Guest], timeline: Timeline) -> tuple[list[_Started],
     return started, failed
 
 
-def resume(machine: Machine, places: Places) -> list[Resumed]:
+def resume(machine: Machine, places: Places) -> Outcome:
     """Bring back every guest that an update saved. Can be run again for those that failed.
 
-    :returns: what became of each of them, by name.
     :raises PkernfsError: the store can't be mounted.
     """
     timeline = Timeline(machine)
@@ -171,11 +190,7 @@ def resume(machine: Machine, places: Places) -> list[Resumed]:
         started, failed = _start_all(sorted(guests, key=lambda guest: guest.name), timeline)
         started += _left_behind(machine, places, update)
         results = sorted(failed + _run_all(started, timeline), key=lambda result: result.name)
-        for result in results:
-            subject = "failed" if result.error else "ok"
-            timeline.mark("result", subject, result.name, text=result.error)
-    _finish(places, results, update)
-    return results
+        return _finish(places, results, update, timeline)
 
 
 def _left_behind(machine: Machine, places: Places, update: str | None) -> list[_Started]:
@@ -215,12 +230,37 @@ def _run_all(started: list[_Started], timeline: Timeline) -> list[Resumed]:
     return asyncio.run(run())
 
 
-def _finish(places: Places, results: list[Resumed], update: str | None) -> None:
-    """What can wait until the guests run: remove their saved state, write the report."""
+def _finish(
+    places: Places, results: list[Resumed], update: str | None, timeline: Timeline
+) -> Outcome:
+    """What can wait until the guests run: their saved state, the store's check, the report."""
     for result in results:
+        timeline.mark("result", "failed" if result.error else "ok", result.name, text=result.error)
         if not result.error:
             Guest(result.name, places).forget_saved()
-    if update is not None:
+    store = check_store()
+    timeline.mark("store", "ok" if store == CLEAN else "damaged", text=store)
+    if update is not None and directory(places, update).is_dir():
         from pkernfs.update import report
 
         report.write(places, update)
+    return Outcome(results, store)
+
+
+def check_store() -> str:
+    """Check the metadata of every region; "clean", or what is wrong."""
+    from pkernfs.store.check import check
+    from pkernfs.store.findings import Verdict
+    from pkernfs.store.regions import open_region, region_names
+
+    wrong = []
+    for name in region_names():
+        try:
+            with open_region(name) as image:
+                result = check(image)
+        except PkernfsError as error:
+            wrong.append(error.what)
+            continue
+        if result.verdict is not Verdict.CLEAN:
+            wrong.append(f"{name}: {result.verdict}: {'; '.join(map(str, result.findings[:3]))}")
+    return "; ".join(wrong) or CLEAN

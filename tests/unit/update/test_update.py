@@ -20,7 +20,7 @@ from pkernfs.update import resume as resuming
 from pkernfs.update.lock import update_lock
 from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest
-from tests.unit.vmm.fakes import RAM, FakeHost
+from tests.unit.vmm.fakes import RAM, REGION, FakeHost
 
 JUMPED = 77
 
@@ -94,7 +94,7 @@ def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("b")
     _kexec(host, jumper)
     assert host.states() == {"a": "saved", "b": "saved"}
-    assert resuming.resume(host.machine, host.places) == [
+    assert resuming.resume(host.machine, host.places).guests == [
         resuming.Resumed("a"),
         resuming.Resumed("b"),
     ]
@@ -126,13 +126,34 @@ def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     assert (plan.directory(host.places, update) / "report.json").exists()
 
 
+def test_a_damaged_store_is_told_after_the_guests_run(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.start("a")
+    _kexec(host, jumper)
+
+    def check() -> str:
+        assert host.states() == {"a": "running"}
+        return "pkernfs: damaged: block 7 is used twice"
+
+    monkeypatch.setattr(resuming, "check_store", check)
+    outcome = resuming.resume(host.machine, host.places)
+    assert outcome.guests == [resuming.Resumed("a")]
+    assert not outcome.good
+    value = report.build(host.places, host.machine.update_marker or "")
+    assert value["store"] == outcome.store
+    assert outcome.store in report.render(value)
+
+
 def test_a_paused_guest_stays_paused(host: FakeHost, jumper: FakeKexec) -> None:
     guest = host.start("a")
     _qmp(guest, "stop")
     assert host.states() == {"a": "paused"}
-    with pytest.raises(PkernfsError, match="refuses to start"):
-        _update(host)
-    assert host.states() == {"a": "postmigrate"} or host.states() == {"a": "paused"}
+    _kexec(host, jumper)
+    assert resuming.resume(host.machine, host.places).good
+    assert host.states() == {"a": "paused"}
+    (vm,) = report.build(host.places, host.machine.update_marker or "")["vms"]
+    assert (vm["survived"], vm["blackout_s"]) == (True, None)
 
 
 def _qmp(guest: Guest, command: str) -> None:
@@ -262,9 +283,8 @@ def test_a_dry_run_changes_nothing(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("a")
     planned = handover.dry_run(host.machine, host.places, handover.Request(append="single"))
     assert planned.kernel_after == "7.3.4"
-    assert planned.boot_line == (
-        f"quiet memmap=1G$4G pkernfs.region=1G!0x100000000 pkernfs_update={planned.update} single"
-    ) or planned.boot_line.endswith(f"pkernfs_update={planned.update} single")
+    marker = f"pkernfs_update={planned.update}"
+    assert planned.boot_line == f"quiet memmap=1G$4G pkernfs.region={REGION} {marker} single"
     assert [(guest.name, guest.was_running) for guest in planned.guests] == [("a", True)]
     assert not host.places.updates.exists()
     _all_run_on(host, jumper, "a")
@@ -279,7 +299,7 @@ def test_a_state_that_does_not_load_keeps_its_files_and_can_be_tried_again(
     bad = Guest("a", host.places)
     content = bad.state.read_text()
     bad.state.write_text("y" * len(content))
-    (failed, fine) = resuming.resume(host.machine, host.places)
+    (failed, fine) = resuming.resume(host.machine, host.places).guests
     assert "fake state does not fit" in failed.error
     assert fine == resuming.Resumed("b")
     assert host.states() == {"a": "saved", "b": "running"}
@@ -287,7 +307,7 @@ def test_a_state_that_does_not_load_keeps_its_files_and_can_be_tried_again(
     assert value["outcome"] == "partial"
     assert [vm["survived"] for vm in value["vms"]] == [False, True]
     bad.state.write_text(content)
-    assert resuming.resume(host.machine, host.places) == [resuming.Resumed("a")]
+    assert resuming.resume(host.machine, host.places).guests == [resuming.Resumed("a")]
     assert host.states() == {"a": "running", "b": "running"}
     assert report.build(host.places, host.machine.update_marker or "")["outcome"] == "completed"
 
@@ -301,7 +321,7 @@ def test_a_damaged_file_sets_only_its_guest_aside(
     _kexec(host, jumper)
     path = Guest("a", host.places).directory / file
     path.write_bytes(path.read_bytes()[:-7])
-    results = resuming.resume(host.machine, host.places)
+    results = resuming.resume(host.machine, host.places).guests
     assert [(result.name, bool(result.error)) for result in results] == [("a", True), ("b", False)]
     assert process.running(Guest("b", host.places)) is not None
     assert process.running(Guest("a", host.places)) is None
@@ -336,12 +356,12 @@ def test_a_guest_that_a_killed_update_left_stopped_goes_on(
     os.waitpid(child, 0)
     host.misbehave("")
     jumper.loaded = "left behind"
-    assert resuming.resume(host.machine, host.places) == [resuming.Resumed("a")]
+    assert resuming.resume(host.machine, host.places).guests == [resuming.Resumed("a")]
     _all_run_on(host, jumper, "a")
 
 
 def test_resume_without_anything_to_do(host: FakeHost) -> None:
-    assert resuming.resume(host.machine, host.places) == []
+    assert resuming.resume(host.machine, host.places).guests == []
 
 
 def test_old_updates_are_forgotten(host: FakeHost, jumper: FakeKexec) -> None:
