@@ -16,13 +16,14 @@ state=/run/pkernfs-lab
 	modprobe -q $kvm
 } &
 
-update= store=yes resume=yes
+update= store=yes resume=yes devices=
 read -r line </proc/cmdline
 for word in $line; do
 	case $word in
 	pkernfs_update=*) update=${word#*=} ;;
 	pkernfs_lab_store=*) store=${word#*=} ;;
 	pkernfs_lab_resume=*) resume=${word#*=} ;;
+	elfcorehdr=*) devices=${word#*=} ;;
 	esac
 done
 
@@ -42,6 +43,8 @@ fi
 try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
 if [ "$store" = yes ]; then
 	try "loading pkernfs" modprobe pkernfs
+	# Those that the kernel before handed over, ahead of the drivers of this one.
+	[ -n "$devices" ] && try "taking devices over" modprobe pkernfs_dma
 	# A range that was never used is all zero; after an update it must hold a store.
 	option=init
 	[ -n "$update" ] && option=defaults
