@@ -169,7 +169,7 @@ def _refused(guest: Tick, command: str, says: str) -> None:
         ("pkernfs update --append $(head -c 3000 /dev/zero | tr '\\0' x)", "boot line has"),
         (
             "head -c 300000 $(ls /boot/vmlinuz-7*) >/tmp/cut; pkernfs update --kernel /tmp/cut",
-            "",
+            "is cut short",
         ),
     ],
 )

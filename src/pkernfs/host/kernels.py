@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _INITRDS = (
 )
 
 # Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
+_SETUP_SECTORS_AT = 0x1F1
+_PROTECTED_SIZE_AT = 0x1F4
 _HEADER_MAGIC_AT = 0x202
 _HEADER_VERSION_AT = 0x206
 _KERNEL_VERSION_AT = 0x20E
@@ -46,11 +49,15 @@ class Kernel:
 def image_release(image: Path) -> str:
     """Release of a bzImage, from its header.
 
-    :raises PkernfsError: the file can't be read or is not a 64-bit x86 bzImage.
+    The kernel's own loader looks at the header only (arch/x86/kernel/kexec-bzimage64.c):
+    it takes an image that was cut short, and the machine is dead after the jump.
+
+    :raises PkernfsError: the file can't be read, is not a 64-bit x86 bzImage, or not whole.
     """
     try:
         with image.open("rb") as file:
             head = file.read(0x10000)
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise PkernfsError(f"can't read the kernel {image}: {error.strerror}") from error
     problem = PkernfsError(
@@ -63,6 +70,13 @@ def image_release(image: Path) -> str:
     (flags,) = struct.unpack_from("<H", head, _XLOADFLAGS_AT)
     if version < 0x020C or not flags & _XLF_KERNEL_64:
         raise problem
+    # Both in the header: sectors of 512 bytes without the first, paragraphs of 16 bytes.
+    (paragraphs,) = struct.unpack_from("<I", head, _PROTECTED_SIZE_AT)
+    whole = ((head[_SETUP_SECTORS_AT] or 4) + 1) * 512 + paragraphs * 16
+    if size < whole:
+        raise PkernfsError(
+            f"the kernel {image} is cut short: {size} of {whole} bytes", "install it again"
+        )
     (offset,) = struct.unpack_from("<H", head, _KERNEL_VERSION_AT)
     text = head[offset + 0x200 :].split(b"\0", 1)[0].decode("ascii", "replace")
     if not offset or not text:

@@ -53,6 +53,14 @@ def test_other_files_are_not_kernels(host: FakeHost, tmp_path: Path, content: by
         kernels.choose(host.machine, image, None)
 
 
+def test_a_kernel_that_was_cut_short(host: FakeHost, tmp_path: Path) -> None:
+    """The kernel would load it, and not survive the jump."""
+    image = tmp_path / "bzImage"
+    image.write_bytes(bzimage("8.0.0")[:-1])
+    with pytest.raises(PkernfsError, match="cut short: 4095 of 4096 bytes"):
+        kernels.choose(host.machine, image, None)
+
+
 def test_a_kernel_that_is_not_there(host: FakeHost, tmp_path: Path) -> None:
     with pytest.raises(PkernfsError, match="No such file"):
         kernels.choose(host.machine, tmp_path / "none", None)

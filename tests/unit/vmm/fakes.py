@@ -24,6 +24,8 @@ RAM = 4 << 20
 def bzimage(release: str) -> bytes:
     """The smallest file that passes for a kernel (boot.rst: header at 0x1f1)."""
     image = bytearray(0x1000)
+    image[0x1F1] = 3
+    image[0x1F4:0x1F8] = ((0x1000 - 4 * 512) // 16).to_bytes(4, "little")
     image[0x202:0x206] = b"HdrS"
     image[0x206:0x208] = (0x020F).to_bytes(2, "little")
     image[0x20E:0x210] = (0x400).to_bytes(2, "little")
