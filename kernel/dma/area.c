@@ -133,6 +133,18 @@ struct removal {
 
 static struct workqueue_struct *removals;
 
+static void check_stores(struct work_struct *work)
+{
+	dma_check_stores();
+}
+
+static DECLARE_WORK(check_work, check_stores);
+
+void dma_area_check_later(void)
+{
+	queue_work(removals, &check_work);
+}
+
 static void remove_file(struct work_struct *work)
 {
 	struct removal *removal = container_of(work, struct removal, work);

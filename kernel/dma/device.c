@@ -222,6 +222,8 @@ int dma_release(const char *name)
 	} else {
 		if (slot->state == DMA_INHERITED)
 			dma_cut_off(slot, "released before it was adopted");
+		/* Adopted, and not opened since: our references are still there. */
+		dma_let_go(slot);
 		dma_slot_free(slot);
 	}
 	mutex_unlock(&dma_lock);
@@ -357,19 +359,52 @@ static bool busy(u64 phys, u64 size)
 	return found;
 }
 
+/* Who mounts holds locks of the filesystem. */
 static void mounted(struct pkernfs_region *region)
 {
-	dma_check_stores();
+	dma_area_check_later();
 }
 
 static const struct pkernfs_guard guard = { .busy = busy, .mounted = mounted };
 
+/* A device that is taken away is nobody's any more. */
+static int device_gone(struct notifier_block *block, unsigned long event, void *data)
+{
+	struct dma_slot *slot;
+
+	if (event != BUS_NOTIFY_DEL_DEVICE || !dma_slot_of(data))
+		return NOTIFY_DONE;
+	mutex_lock(&dma_lock);
+	slot = dma_slot_of(data);
+	if (slot) {
+		pr_err("%s was removed, it is not preserved any more\n", pci_name(slot->pdev));
+		if (slot->state == DMA_INHERITED)
+			dma_cut_off(slot, "removed before it was adopted");
+		dma_let_go(slot);
+		if (slot->area.nr_blocks)
+			dma_area_remove_later(slot->area.region, slot->area.name);
+		dma_slot_free(slot);
+	}
+	mutex_unlock(&dma_lock);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block gone_notifier = { .notifier_call = device_gone };
+
 int dma_guard_init(void)
 {
-	return pkernfs_guard_set(&guard);
+	int err = bus_register_notifier(&pci_bus_type, &gone_notifier);
+
+	if (err)
+		return err;
+	err = pkernfs_guard_set(&guard);
+	if (err)
+		bus_unregister_notifier(&pci_bus_type, &gone_notifier);
+	return err;
 }
 
 void dma_guard_exit(void)
 {
 	pkernfs_guard_set(NULL);
+	bus_unregister_notifier(&pci_bus_type, &gone_notifier);
 }

@@ -172,6 +172,7 @@ u32 dma_area_checksum(const struct dma_area *area, u64 first, u64 pages);
 struct dma_tables dma_area_tables(struct dma_area *area, u64 root, unsigned int levels);
 /* Gives a file back, later and without locks. */
 void dma_area_remove_later(struct pkernfs_region *region, const char *name);
+void dma_area_check_later(void);
 void dma_area_flush(void);
 int dma_area_init(void);
 void dma_area_exit(void);

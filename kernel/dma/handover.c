@@ -235,8 +235,9 @@ static int arm_slot(struct dma_slot *slot)
 	u64 root;
 	int err;
 
-	if (!context || !slot->pdev->driver) {
-		dma_refuse("%s: nobody uses it, there is nothing to preserve", name);
+	/* driver_managed_dma: vfio-pci and its kin, no driver that uses the DMA API. */
+	if (!context || !slot->pdev->driver || !slot->pdev->driver->driver_managed_dma) {
+		dma_refuse("%s: nobody uses it through VFIO, there is nothing to preserve", name);
 		return -ENOTCONN;
 	}
 	if (!vtd_context_translates(context)) {

@@ -18,9 +18,16 @@
 #include <linux/ftrace.h>
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
+#include <linux/module.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/slab.h>
 #include <linux/static_call.h>
+#include <linux/string.h>
+
+static char *require;
+module_param(require, charp, 0444);
+MODULE_PARM_DESC(require, "further symbols, with commas: refuse a kernel without them (for tests)");
 
 /*
  * Originals. The address behind the ftrace call is a valid entry: the call is the
@@ -520,16 +527,32 @@ static int count_match(void *data, unsigned long addr)
 	return 0;
 }
 
-static int check_unique(const struct touch_point *point)
+static int check_unique(const char *symbol, const char *why)
 {
 	unsigned int matches = 0;
 
-	static_call(each_match)(count_match, point->symbol, &matches);
+	static_call(each_match)(count_match, symbol, &matches);
 	if (matches == 1)
 		return 0;
 	pr_err("refused: this kernel has %s%s: %s\n",
-	       matches ? "several functions of the name " : "no ", point->symbol, point->why);
+	       matches ? "several symbols named " : "no ", symbol, why);
 	return matches ? -ENOTUNIQ : -ENOENT;
+}
+
+static int check_required(void)
+{
+	char *list, *rest, *symbol;
+	int err = 0;
+
+	if (!require)
+		return 0;
+	list = rest = kstrdup(require, GFP_KERNEL);
+	if (!list)
+		return -ENOMEM;
+	while (!err && (symbol = strsep(&rest, ",")))
+		err = check_unique(symbol, "required by a parameter");
+	kfree(list);
+	return err;
 }
 
 static int resolve(struct touch_point *point)
@@ -538,7 +561,7 @@ static int resolve(struct touch_point *point)
 	bool traced = false;
 	int err;
 
-	err = check_unique(point);
+	err = check_unique(point->symbol, point->why);
 	if (err)
 		return err;
 	if (point->kind == TOUCH_DATA) {
@@ -609,6 +632,8 @@ int hooks_install(void)
 	int err, i;
 
 	err = resolve_helpers();
+	if (!err)
+		err = check_required();
 	for (i = 0; !err && i < ARRAY_SIZE(touch_points); i++)
 		err = resolve(&touch_points[i]);
 	for (i = 0; !err && i < ARRAY_SIZE(touch_points); i++)
