@@ -161,8 +161,7 @@ def main() -> None:
         memory[:PAGE] = bytes(PAGE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         results = {
-            name: outcome(action)
-            for name, action in operations(memory, address, ram, disk).items()
+            name: outcome(action) for name, action in operations(memory, address, ram, disk).items()
         }
         print(json.dumps(results))
     finally:
