@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -139,12 +139,20 @@ def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> Non
     assert all(word in table for word in ("hand over", "blackout", "one", "two", "stamp counter"))
 
 
-@pytest.fixture
-def guest(host: Machine) -> Iterator[Tick]:
-    """A counting guest on the shared host; gone with the test, whatever became of it."""
-    host.sh("rm -rf /mnt/pkernfs/updates").check()
+@pytest.fixture(scope="module")
+def counting(shared_host: Callable[[str], Machine]) -> Iterator[Tick]:
+    """A counting guest on the shared host, for all tests that leave it running."""
+    host = shared_host("6.12")
     yield tick.start(host, "tick")
     host.sh("pkernfs vm stop tick --force --delete; rm -rf /mnt/pkernfs/updates").check()
+
+
+@pytest.fixture
+def guest(host: Machine, counting: Tick) -> Tick:
+    """The guest, running, and no trace of an earlier update."""
+    host.sh("rm -rf /mnt/pkernfs/updates").check()
+    counting.counts_on()
+    return counting
 
 
 def _refused(guest: Tick, command: str, says: str) -> None:

@@ -23,7 +23,7 @@ from pkernfs.update.quiesce import cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Timeline
 from pkernfs.vmm import doctor as vmm_doctor
 from pkernfs.vmm.config import Places
-from pkernfs.vmm.monitor import Monitor, monitor
+from pkernfs.vmm.monitor import Monitor, monitor, prepared
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ async def _plan(
     check_host(machine, kernel, places)
     sessions = []
     for guest in planning.running_guests(places):
-        sessions.append(await stack.enter_async_context(monitor(guest)))
+        session = await stack.enter_async_context(monitor(guest))
+        await stack.enter_async_context(prepared(session))
+        sessions.append(session)
     guests = tuple([await planning.plan_guest(session) for session in sessions])
     planning.check_space(places, guests)
     return planning.make(machine, kernel, guests, request.append), sessions

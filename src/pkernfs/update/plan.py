@@ -124,14 +124,13 @@ def running_guests(places: Places) -> list[Guest]:
 
 
 async def plan_guest(session: Monitor) -> PlannedGuest:
-    """Check that a guest can be paused and saved.
+    """Check that a guest can be paused and saved; its QEMU is prepared for that.
 
     :raises PkernfsError: it can't.
     """
-    from pkernfs.vmm.monitor import prepare, why_not_saved
+    from pkernfs.vmm.monitor import why_not_saved
 
     guest = session.guest
-    await prepare(session)
     reason = await why_not_saved(session)
     if reason is not None:
         raise PkernfsError(

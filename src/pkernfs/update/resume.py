@@ -105,16 +105,16 @@ def _start(guest: Guest, saved: Saved) -> _Started:
 
 
 async def _restore(started: _Started, timeline: Timeline) -> None:
-    from pkernfs.vmm.monitor import monitor, prepare
+    from pkernfs.vmm.monitor import monitor, prepared
 
     name = started.guest.name
     async with monitor(started.guest, START_S) as session:
         if not started.fresh and await session.status() != "inmigrate":
             await _go_on(session, started)
             return
-        await prepare(session)
-        timeline.mark("end", "start", name)
-        await _load(session, started, timeline)
+        async with prepared(session):
+            timeline.mark("end", "start", name)
+            await _load(session, started, timeline)
 
 
 async def _load(session: Monitor, started: _Started, timeline: Timeline) -> None:
@@ -132,9 +132,10 @@ async def _load(session: Monitor, started: _Started, timeline: Timeline) -> None
 
 async def _go_on(session: Monitor, started: _Started) -> None:
     """The QEMU that saved the guest never went away: let it run on."""
-    from pkernfs.vmm.monitor import go_on
+    from pkernfs.vmm.monitor import go_on, unprepare
 
     await go_on(session, run=started.saved.was_running)
+    await unprepare(session)
 
 
 async def _restore_or_end(started: _Started, timeline: Timeline) -> Resumed:

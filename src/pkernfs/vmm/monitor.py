@@ -29,6 +29,9 @@ ANSWER_S = 30.0
 #: Runs the guest's processors, or would if the guest were not asleep by itself.
 _RUNNING = frozenset({"running", "suspended"})
 
+#: States of a migration in which QEMU refuses to let the guest run on.
+_UNDER_WAY = frozenset({"setup", "active", "device", "pre-switchover", "cancelling"})
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -179,19 +182,41 @@ async def monitor(guest: Guest, timeout: float = ANSWER_S) -> AsyncIterator[Moni
             await client.disconnect()
 
 
-async def prepare(session: Monitor) -> None:
-    """Tell QEMU how state is saved and loaded, before the guest is paused.
+@contextlib.asynccontextmanager
+async def prepared(session: Monitor) -> AsyncIterator[None]:
+    """Have QEMU know within the block how state is saved and loaded.
 
     ``x-ignore-shared`` leaves memory that is a shared file where it is
     (migrate_ram_is_ignored() in migration/ram.c); ``cpr-reboot`` stops the guest before
     anything else and permits devices that can't move to another host
-    (docs/devel/migration/CPR.rst).
+    (docs/devel/migration/CPR.rst). Both are taken back: with them, a migration to another
+    host, which somebody may ask for later, would leave the memory behind.
 
     :raises PkernfsError: this QEMU can't.
     """
-    capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+    await _configure(session, "cpr-reboot", ignore_shared=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PkernfsError):
+            await unprepare(session)
+
+
+async def unprepare(session: Monitor) -> None:
+    """Take back what :func:`prepared` told QEMU, if nobody else will.
+
+    :raises PkernfsError: QEMU refuses.
+    """
+    await _configure(session, "normal", ignore_shared=False)
+
+
+async def _configure(session: Monitor, mode: str, *, ignore_shared: bool) -> None:
+    capabilities = [
+        {"capability": "x-ignore-shared", "state": ignore_shared},
+        {"capability": "events", "state": True},
+    ]
     await session.execute("migrate-set-capabilities", {"capabilities": capabilities})
-    await session.execute("migrate-set-parameters", {"mode": "cpr-reboot", "max-bandwidth": 0})
+    await session.execute("migrate-set-parameters", {"mode": mode})
 
 
 async def why_not_saved(session: Monitor) -> str | None:
@@ -257,6 +282,10 @@ async def go_on(session: Monitor, *, run: bool) -> None:
     :raises PkernfsError: QEMU does not let it.
     """
     await session.execute("migrate_cancel")
+    deadline = time.monotonic() + ANSWER_S
+    while (await session.execute("query-migrate")).get("status") in _UNDER_WAY:
+        if time.monotonic() > deadline:
+            raise PkernfsError(f"guest {session.guest.name}: saving it can't be cancelled")
+        await asyncio.sleep(0.02)
     if run and not await session.is_running():
         await session.execute("cont")
-    await session.execute("migrate-set-parameters", {"mode": "normal"})

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -66,7 +67,24 @@ def _all_run_on(host: FakeHost, jumper: FakeKexec, *names: str) -> None:
         guest = Guest(name, host.places)
         assert not guest.state.exists()
         assert guest.saved() is None
+        _as_before(guest)
         assert guest.ram.stat().st_size == RAM
+
+
+def _qmp(guest: Guest, command: str) -> Any:
+    from pkernfs.vmm.monitor import monitor
+
+    async def send() -> Any:
+        async with monitor(guest, 5) as session:
+            return await session.execute(command)
+
+    return asyncio.run(send())
+
+
+def _as_before(guest: Guest) -> None:
+    """An ordinary migration of the guest would take its memory along."""
+    settings = _qmp(guest, "query-migrate-parameters")
+    assert (settings["mode"], settings["x-ignore-shared"]) == ("normal", False)
 
 
 def _kexec(host: FakeHost, jumper: FakeKexec) -> None:
@@ -100,6 +118,7 @@ def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     ]
     assert host.states() == {"a": "running", "b": "running"}
     assert not Guest("a", host.places).state.exists()
+    _as_before(Guest("a", host.places))
     update = host.machine.update_marker
     assert update is not None
     value = report.build(host.places, update)
@@ -154,18 +173,6 @@ def test_a_paused_guest_stays_paused(host: FakeHost, jumper: FakeKexec) -> None:
     assert host.states() == {"a": "paused"}
     (vm,) = report.build(host.places, host.machine.update_marker or "")["vms"]
     assert (vm["survived"], vm["blackout_s"]) == (True, None)
-
-
-def _qmp(guest: Guest, command: str) -> None:
-    import asyncio
-
-    from pkernfs.vmm.monitor import monitor
-
-    async def send() -> None:
-        async with monitor(guest, 5) as session:
-            await session.execute(command)
-
-    asyncio.run(send())
 
 
 def test_a_jump_that_fails_lets_all_run_on(host: FakeHost, jumper: FakeKexec) -> None:

@@ -31,6 +31,8 @@ class FakeQemu:
     def __init__(self, incoming: bool) -> None:
         self.status = "inmigrate" if incoming else "running"
         self.error = ""
+        self.migration = "none"
+        self.settings: dict[str, Any] = {"mode": "normal", "x-ignore-shared": False}
 
     def send(self, message: object) -> None:
         self.connection.sendall(json.dumps(message).encode() + b"\r\n")
@@ -58,7 +60,13 @@ class FakeQemu:
             return {"status": self.status, "running": self.status == "running"}
         if command == "query-migrate":
             blocked = {"blocked-reasons": ["a device"]} if behaviour() == "blocked" else {}
-            return {"error-desc": self.error, **blocked}
+            status = self.migration
+            if status == "cancelling":
+                self.migration = "cancelled"
+                self.status = "running"
+            return {"error-desc": self.error, "status": status, **blocked}
+        if command == "query-migrate-parameters":
+            return self.settings
         if command == "x-query-ramblock":
             table = (
                 "Name PSize Offset Used Total HVA RO\n"
@@ -67,6 +75,7 @@ class FakeQemu:
             )
             return {"human-readable-text": table}
         if command == "cont":
+            assert self.migration not in ("active", "cancelling")
             self.status = "running"
             self.event("RESUME")
         if command == "stop":
@@ -74,11 +83,21 @@ class FakeQemu:
             self.event("STOP")
         return {}
 
+    def configure(self, command: str, arguments: dict[str, Any]) -> None:
+        if command == "migrate-set-parameters":
+            self.settings |= arguments
+        for capability in arguments.get("capabilities", []):
+            self.settings[capability["capability"]] = capability["state"]
+        if command == "migrate_cancel" and self.migration == "active":
+            self.migration = "cancelling"
+
     def migrate(self, path: Path) -> None:
+        assert self.settings["mode"] == "cpr-reboot"
+        assert self.settings["x-ignore-shared"]
         if self.status == "running":
             self.event("STOP")
         if behaviour() == "hangs":
-            self.status = "finish-migrate"
+            self.status, self.migration = "finish-migrate", "active"
             return
         if behaviour() == "fails":
             self.error = "no space on fake device"
@@ -106,6 +125,7 @@ class FakeQemu:
         for request in self.requests():
             command, arguments = request["execute"], request.get("arguments", {})
             self.send({"return": self.answer(command), "id": request.get("id")})
+            self.configure(command, arguments)
             if command in ("migrate", "migrate-incoming"):
                 path = Path(arguments["uri"].removeprefix("file:"))
                 (self.migrate if command == "migrate" else self.load)(path)
