@@ -178,3 +178,17 @@ def test_no_guest_survives_against_its_witness_or_its_host() -> None:
     assert demo.merge(_report(False), {"w": _evidence()})["vms"][0]["survived"] is False
     with pytest.raises(PkernfsError, match="does not have lost"):
         demo.merge(_report(), {"w": _evidence(), "lost": _evidence()})
+
+
+def test_disk_traffic_can_be_stopped_and_started(
+    small: inside.Witness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(inside.BUSY_OFFSET + (1 << 20))
+    monkeypatch.setattr(inside, "DISK", str(disk))
+    monkeypatch.setattr("os.O_DIRECT", 0)
+    for _ in range(5):
+        small.answer(["disk-busy", "1", "on"])
+        assert "error" not in small.answer(["disk-busy", "2", "off"])
+    assert small.busy_rounds >= 5

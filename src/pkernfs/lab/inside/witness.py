@@ -74,6 +74,7 @@ class Witness:
         self.busy = threading.Event()
         self.busy_rounds = 0
         self.busy_error = ""
+        self._busy_thread: threading.Thread | None = None
         self._output = threading.Lock()
 
     def fill(self) -> str:
@@ -140,12 +141,18 @@ class Witness:
         return {"error": f"unknown command {command}"}
 
     def set_busy(self, busy: bool) -> dict[str, Any]:
-        """Start or stop the traffic to the disk; what it found so far."""
-        if busy and not self.busy.is_set():
+        """Start or stop the traffic to the disk; what it found so far.
+
+        Stopping waits for its last round: two loops would overwrite each other's blocks.
+        """
+        if busy and self._busy_thread is None:
             self.busy.set()
-            threading.Thread(target=self._busy_loop, daemon=True).start()
-        elif not busy:
+            self._busy_thread = threading.Thread(target=self._busy_loop, daemon=True)
+            self._busy_thread.start()
+        elif not busy and self._busy_thread is not None:
             self.busy.clear()
+            self._busy_thread.join()
+            self._busy_thread = None
         result: dict[str, Any] = {"rounds": self.busy_rounds}
         return {**result, "error": self.busy_error} if self.busy_error else result
 
@@ -157,7 +164,7 @@ class Witness:
                 disk_verify(1, seed, BUSY_OFFSET)
                 self.busy_rounds += 1
         except (OSError, ValueError) as error:
-            self.busy_error = str(error)
+            self.busy_error = f"round {self.busy_rounds}: {error}"
 
     def listen(self) -> None:
         """Answer commands, for ever."""
