@@ -27,8 +27,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Say whether this host can live-update, and what to type where it can't."""
+    from pkernfs.host import devices_doctor, kernels
     from pkernfs.host import doctor as host_doctor
-    from pkernfs.host import kernels
     from pkernfs.host.machine import Machine
     from pkernfs.vmm import doctor as vmm_doctor
 
@@ -36,6 +36,7 @@ def doctor(
     named = kernels.choose(machine, kernel, initrd) if kernel is not None else None
     target = named or host_doctor.default_kernel(machine)
     findings = host_doctor.examine(machine, store, target) + vmm_doctor.examine(machine)
+    findings += devices_doctor.examine(machine)
     if as_json:
         import json
 
