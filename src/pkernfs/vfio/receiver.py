@@ -73,13 +73,19 @@ def transmit(nic: E1000e, count: int, run: int) -> None:
 
 
 @contextlib.contextmanager
-def opened(bdf: str, memory: Memory, iova: int) -> Iterator[Device]:
-    """The device, open, with ``memory`` mapped before it is fetched (as QEMU does)."""
+def opened(bdf: str, memory: Memory, iova: int, hold: Path | None = None) -> Iterator[Device]:
+    """The device, open, with ``memory`` mapped before it is fetched (as QEMU does).
+
+    :param hold: it is not fetched before this file is gone.
+    """
     bind(bdf)
     with Container() as container, Group.of(bdf) as group:
         group.join(container)
-        with container.map(memory, iova), group.open_device(bdf) as device:
-            yield device
+        with container.map(memory, iova):
+            while hold is not None and hold.exists():
+                time.sleep(0.01)
+            with group.open_device(bdf) as device:
+                yield device
 
 
 @contextlib.contextmanager
@@ -98,7 +104,10 @@ def driver(arguments: argparse.Namespace) -> Iterator[tuple[E1000e, LandingLog]]
         else:
             ring = RingMemory.format(memory.view, arguments.iova, geometry)
             log = LandingLog.format(log_memory.view, geometry.receive)
-        with opened(arguments.bdf, memory, ring.iova) as device, device.map_bar(0) as bar:
+        with (
+            opened(arguments.bdf, memory, ring.iova, arguments.hold) as device,
+            device.map_bar(0) as bar,
+        ):
             device.config.enable()
             nic = E1000e.adopt(bar, ring) if adopting else E1000e.start(bar, ring)
             yield nic, log
@@ -143,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--iova", type=lambda text: int(text, 0), default=IOVA)
     parser.add_argument("--descriptors", type=int, default=Geometry.receive)
     parser.add_argument("--buffer", type=int, default=Geometry.buffer, help="bytes of a buffer")
+    parser.add_argument("--hold", type=Path, help="fetch the device once this file is gone")
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--transmit", type=int, default=0, help="send so many frames first")
     parser.add_argument("--run", type=int, default=1, help="run number of frames sent")

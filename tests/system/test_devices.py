@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Preserved devices: what is refused, what is cut off, what is guarded; with QEMU's edu device."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pkernfs.lab.machine import HostConfig, Machine, poll
+from pkernfs.lab.memory import HIGH_START
+
+from . import device_host as on
+
+pytestmark = pytest.mark.system
+SCRIPT = Path(__file__).parent / "scripts" / "handover_edu.py"
+
+
+def edu_host(kernel: str, *extra: str) -> Machine:
+    """A host with two edu devices."""
+    return Machine(HostConfig(kernel=kernel, extra=(*on.EDUS, *extra), allowed=on.EXPECTED))
+
+
+@pytest.fixture(params=["6.12", "7.3"])
+def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with edu_host(request.param) as machine:
+        yield machine
+
+
+def in_use(host: Machine) -> None:
+    """Both devices in use by VFIO, the first one preserved."""
+    script = host.upload(SCRIPT)
+    on.start(host, "edu", f"python3 {script} start {on.EDU} {on.OTHER}")
+    on.wait_log(host, "edu", '"ready"')
+    host.run(["pkernfs", "device", "preserve", on.EDU]).check()
+
+
+def steps(host: Machine, *words: str) -> dict[str, dict[str, Any]]:
+    """The lines of the script, by step."""
+    argv = ["python3", f"/mnt/share/{SCRIPT.name}", *words]
+    lines = host.run(argv, env=on.ENV).check().stdout.splitlines()
+    return {value["step"]: value for value in map(json.loads, lines)}
+
+
+def refusal(host: Machine, command: str) -> str:
+    """What a command that must fail says."""
+    result = host.sh(command)
+    assert result.status not in (0, None), command
+    return result.stderr
+
+
+def test_taken_over_step_by_step(host: Machine) -> None:
+    in_use(host)
+    on.update(host, "7.3" if host.config.kernel == "6.12" else "6.12")
+    other = steps(host, "poke", on.OTHER, "all")["poked"]
+    assert (other["master"], other["landed"]) == (False, False)
+    poll(lambda: bool(on.faults(host, on.OTHER)), 20, "a fault of the device that is cut off")
+    done = steps(host, "adopt", on.EDU, "wrong")
+    refused = {step: value["refused"] for step, value in done.items() if "refused" in value}
+    at = f"can't be adopted: {on.EDU}: "
+    assert f"{at}no VFIO user has taken it yet" in refused["adopt: not taken"]
+    assert f"{at}IOVA 0x40000000 was read-write" in refused["adopt: nothing mapped"]
+    assert "now unmapped" in refused["adopt: nothing mapped"]
+    assert f"{at}IOVA 0x40000000 was read-write" in refused["adopt: shifted"]
+    assert "now read at" in refused["adopt: read only"]
+    assert f"{at}IOVA 0x42000000 was read-write" in refused["adopt: half"]
+    landed = {step: value["landed"] for step, value in done.items() if "landed" in value}
+    assert [step for step, there in landed.items() if not there] == ["unmapped"]
+    assert done["mapped"]["state"] == "inherited"
+    assert done["opened"]["state"] == "preserved"
+    assert done["opened"]["switch_us"] > 0
+    # Back to ordinary: the tables are given back, the file is free, the module can go.
+    host.run(["pkernfs", "device", "release", on.EDU]).check()
+    host.sh("rm /mnt/pkernfs/ram && rm -f /mnt/pkernfs/iommu/* && rmmod pkernfs_dma").check()
+    assert all("fault addr 0x4" in line for line in on.faults(host, on.EDU))
+    assert len(on.faults(host, on.EDU)) == 1
+
+
+def test_switched_on_demand(host: Machine) -> None:
+    in_use(host)
+    on.update(host, host.config.kernel)
+    done = steps(host, "adopt", on.EDU, "explicit")
+    assert done["adopt: explicit"]["refused"] == ""
+    assert done["explicit"]["state"] == "preserved"
+    assert [s for s, v in done.items() if v.get("landed") is False] == ["unmapped"]
+
+
+def test_what_is_guarded(host: Machine) -> None:
+    in_use(host)
+    assert "in use" in refusal(host, "rmmod pkernfs_dma")
+    host.sh("echo 1 >/sys/fs/pkernfs_dma/arm").check()
+    for command in (
+        "rm /mnt/pkernfs/ram",
+        "truncate -s 1M /mnt/pkernfs/ram",
+        "fallocate -p -o 2M -l 2M /mnt/pkernfs/ram",
+        "touch /mnt/pkernfs/other && mv /mnt/pkernfs/other /mnt/pkernfs/ram",
+        "rm /mnt/pkernfs/iommu/root-pgtables",
+    ):
+        assert "busy" in refusal(host, command), command
+    assert f"{on.EDU} reaches" in host.sh("dmesg").stdout
+    for command in (
+        "cat /mnt/pkernfs/iommu/root-pgtables",
+        "echo x >/mnt/pkernfs/iommu/root-pgtables",
+        f"truncate -s 0 /mnt/pkernfs/iommu/{on.EDU}",
+        f"chmod 644 /mnt/pkernfs/iommu/{on.EDU}",
+        "touch /mnt/pkernfs/iommu/new",
+        "mkdir /mnt/pkernfs/iommu/new",
+        "mv /mnt/pkernfs/iommu/root-pgtables /mnt/pkernfs/mine",
+        "mv /mnt/pkernfs/iommu /mnt/pkernfs/mine",
+        "mv /mnt/pkernfs/other /mnt/pkernfs/iommu/other",
+    ):
+        assert "not permitted" in refusal(host, command), command
+    names = host.sh("ls /mnt/pkernfs/iommu").check().stdout.split()
+    assert names == [on.EDU, "root-pgtables"]
+    host.sh("echo 0 >/sys/fs/pkernfs_dma/arm").check()
+    assert host.sh("ls /mnt/pkernfs/iommu").check().stdout == ""
+    host.run(["pkernfs", "device", "release", on.EDU]).check()
+    host.sh("truncate -s 1M /mnt/pkernfs/ram && rmmod pkernfs_dma").check()
+
+
+def test_no_room_no_update(host: Machine) -> None:
+    in_use(host)
+    boot_id = host.sh("cat /proc/sys/kernel/random/boot_id").stdout
+    host.sh(
+        "fallocate -l $(df -B1 --output=avail /mnt/pkernfs | tail -1) /mnt/pkernfs/fill"
+    ).check()
+    said = refusal(host, "pkernfs update")
+    assert "no room" in said, said
+    assert host.sh("cat /proc/sys/kernel/random/boot_id").stdout == boot_id
+    assert host.sh("cat /sys/fs/pkernfs_dma/arm").stdout.strip() == "0"
+
+
+def test_nobody_uses_it(host: Machine) -> None:
+    host.run(["pkernfs", "device", "preserve", on.EDU]).check()
+    assert "nobody uses it through VFIO" in refusal(host, "pkernfs update")
+    assert "shares its IOMMU group" in refusal(host, "pkernfs device preserve 0000:00:1f.2")
+    assert "no PCI device" in refusal(host, "pkernfs device preserve 0000:00:1c.0")
+
+
+def test_a_damaged_record_cuts_the_device_off(host: Machine) -> None:
+    in_use(host)
+
+    def damage() -> None:
+        """While the next kernel boots, one byte of the record changes."""
+        poll(lambda: bool(on.kernel_says(host, "Copied translation tables")), 300, "a next kernel")
+        at = host.range_file.offset + record - HIGH_START + 4096
+        with host.range_file.file.open("r+b") as file:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+
+    host.sh("echo 1 >/sys/fs/pkernfs_dma/arm").check()
+    record = int(host.sh("cat /sys/fs/pkernfs_dma/record").check().stdout, 16)
+    thread = threading.Thread(target=damage)
+    thread.start()
+    on.update(host, host.config.kernel)
+    thread.join()
+    assert on.kernel_says(host, "is not trusted: its checksum is wrong")
+    assert on.kernel_says(host, f"{on.EDU} is cut off")
+    poked = steps(host, "poke", on.EDU, "all")["poked"]
+    assert (poked["master"], poked["landed"]) == (False, False)
+    assert host.sh("stat -c %s /mnt/pkernfs/ram").check().stdout.strip() == str(64 << 20)
+    # As if nothing had been: used, preserved, updated.
+    in_use(host)
+    on.update(host, host.config.kernel)
+    assert steps(host, "adopt", on.EDU)["opened"]["state"] == "preserved"
+
+
+def test_an_unknown_kernel(host: Machine) -> None:
+    said = refusal(host, "modprobe pkernfs_dma require=pci_clear_master,no_such_function")
+    assert "pkernfs_dma" in said
+    assert on.kernel_says(host, "refused: this kernel has no no_such_function")
+    host.sh("touch /mnt/pkernfs/there && modprobe pkernfs_dma && rmmod pkernfs_dma").check()
+
+
+def test_an_ordinary_kexec_and_reboot_are_ordinary(host: Machine) -> None:
+    in_use(host)
+    # Not armed: as on a stock kernel.
+    host.sh(
+        "v=$(uname -r); kexec -s -l /boot/vmlinuz-$v --initrd=/boot/pkernfs-lab-initrd-$v"
+        " --reuse-cmdline"
+    ).check()
+    assert host.sh("kexec -e").status is None
+    host.wait_reboot()
+    time.sleep(1)
+    assert not on.kernel_says(host, "handed over")
+    assert not on.kernel_says(host, "Copied translation tables")
+    assert steps(host, "poke", on.EDU)["poked"]["master"] is False
