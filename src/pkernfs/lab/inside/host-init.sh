@@ -44,7 +44,8 @@ try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
 if [ "$store" = yes ]; then
 	try "loading pkernfs" modprobe pkernfs
 	# Those that the kernel before handed over, ahead of the drivers of this one.
-	[ -n "$devices" ] && try "taking devices over" modprobe pkernfs_dma
+	# A crash kernel has an elfcorehdr= too, and inherits no device.
+	[ -n "$update" ] && [ -n "$devices" ] && try "taking devices over" modprobe pkernfs_dma
 	# A range that was never used is all zero; after an update it must hold a store.
 	option=init
 	[ -n "$update" ] && option=defaults
