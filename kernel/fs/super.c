@@ -72,21 +72,41 @@ static const struct super_operations pkernfs_super_ops = {
 	.show_devname	= pkernfs_show_devname,
 };
 
+static bool slot_empty(const void *block, u32 slot)
+{
+	return !memchr_inv(block + (slot << PKERNFS_SLOT_SHIFT), 0, 1 << PKERNFS_SLOT_SHIFT);
+}
+
+/* 1: nothing there that could be a store, 0: something, or -ENOMEM. */
+static int range_empty(struct pkernfs_region *region)
+{
+	void *block = pkernfs_map(region, region->base, PKERNFS_BLOCK_SIZE);
+	int empty;
+
+	if (!block)
+		return -ENOMEM;
+	empty = slot_empty(block, PKERNFS_SUPER_A_SLOT) && slot_empty(block, PKERNFS_SUPER_B_SLOT);
+	pkernfs_unmap(block);
+	return empty;
+}
+
+/* Only in an empty range; what there is otherwise, opening it will tell. */
 static int make_store(struct pkernfs_region *region)
 {
 	const struct pkernfs_attr root = { .mode = S_IFDIR | 0755, .now_ns = pkernfs_now() };
 	u32 page_blocks = 0;
 	uuid_t uuid;
-	int err;
+	int empty;
 
+	empty = range_empty(region);
+	if (empty <= 0)
+		return empty;
 	if (pkernfs_pages_wanted())
 		page_blocks = pkernfs_pages_blocks(region);
 
 	uuid_gen(&uuid);
-	err = pkernfs_store_make(&region->backing, uuid.b, region->name, page_blocks, &root,
-				 false);
-	/* What there is may be a store: opening it will tell. */
-	return err == -EEXIST ? 0 : err;
+	return pkernfs_store_make(&region->backing, uuid.b, region->name, page_blocks, &root,
+				  false);
 }
 
 static int open_store(struct super_block *sb, bool init)

@@ -270,7 +270,7 @@ def own_memory_as_buffer(place: Path) -> None:
 @check
 def writing_through_a_mapping_sets_mtime(place: Path) -> None:
     with opened(place / "f") as fd:
-        os.ftruncate(fd, BLOCK)
+        fallocate(fd, 0, BLOCK)
         os.utime(fd, (1, 1))
         with _mapped(fd, BLOCK) as memory:
             memory[0] = 1

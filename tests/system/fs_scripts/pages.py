@@ -9,7 +9,8 @@ import mmap
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import mappings, stress
@@ -33,6 +34,7 @@ from .common import (
     opened,
     pattern,
     place,
+    refused,
     run,
     small_store,
     unload,
@@ -43,19 +45,14 @@ class _Iovec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-def _pin(addr: int, length: int) -> Callable[[], bytes]:
-    """Pins user memory by putting its pages into a pipe; the result reads it and lets go."""
+@contextmanager
+def _pinned(addr: int, length: int) -> Iterator[Callable[[], bytes]]:
+    """Pins user memory by putting its pages into a pipe; the call reads it and lets go."""
     read, write = os.pipe()
-    iovec = _Iovec(addr, length)
-    equal(call(libc.vmsplice(write, ctypes.byref(iovec), 1, 0)), length, "vmsplice")
-
-    def drain() -> bytes:
-        data = os.read(read, length)
-        os.close(read)
-        os.close(write)
-        return data
-
-    return drain
+    with os.fdopen(read, "rb", buffering=0) as pipe, os.fdopen(write, "wb", buffering=0):
+        iovec = _Iovec(addr, length)
+        equal(call(libc.vmsplice(write, ctypes.byref(iovec), 1, 0)), length, "vmsplice")
+        yield lambda: pipe.read(length) or b""
 
 
 @check_unmounted
@@ -157,20 +154,16 @@ def pinned_blocks_are_not_handed_out(_: Path) -> None:
         with opened(MOUNT / "f") as fd, opened(MOUNT / "other") as other:
             os.pwrite(fd, pattern(BLOCK), 0)
             memory = mmap.mmap(fd, BLOCK)
-            drain = _pin(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 4 * PAGE)
-            fallocate(fd, 0, BLOCK, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
-            equal(memory[0], 0, "another block is there instead")
-            memory.close()
-            os.ftruncate(fd, 0)
-            try:
-                fallocate(other, 0, before * BLOCK)
-            except OSError as error:
-                equal(error.errno, errno.ENOSPC)
-            else:
-                raise AssertionError("a block that is still pinned was handed out")
-            fallocate(other, 0, (before - 1) * BLOCK)
-            os.pwrite(other, b"\xff" * (before - 1) * BLOCK, 0)
-            equal(drain() == pattern(BLOCK)[: 4 * PAGE], True, "what is pinned stays as it was")
+            addr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            with _pinned(addr, 4 * PAGE) as drain:
+                fallocate(fd, 0, BLOCK, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
+                equal(memory[0], 0, "another block is there instead")
+                memory.close()
+                os.ftruncate(fd, 0)
+                refused(errno.ENOSPC, lambda: fallocate(other, 0, before * BLOCK))
+                fallocate(other, 0, (before - 1) * BLOCK)
+                os.pwrite(other, b"\xff" * (before - 1) * BLOCK, 0)
+                equal(drain() == pattern(BLOCK)[: 4 * PAGE], True, "what is pinned stays")
             fallocate(other, 0, before * BLOCK)
             equal(os.pread(other, BLOCK, (before - 1) * BLOCK), bytes(BLOCK), "zeroed")
 
@@ -181,13 +174,14 @@ def umount_waits_for_pinned_blocks(_: Path) -> None:
         with opened(MOUNT / "f") as fd:
             os.pwrite(fd, pattern(BLOCK), 0)
             memory = mmap.mmap(fd, BLOCK)
-            drain = _pin(ctypes.addressof(ctypes.c_char.from_buffer(memory)), PAGE)
+        addr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        with _pinned(addr, PAGE) as drain:
             memory.close()
-        umount = subprocess.Popen(["umount", str(MOUNT)])
-        time.sleep(1)
-        equal(umount.poll(), None, "umount is not done")
-        equal(drain(), pattern(PAGE))
-        equal(umount.wait(timeout=60), 0, "umount")
+            umount = subprocess.Popen(["umount", str(MOUNT)])
+            time.sleep(1)
+            equal(umount.poll(), None, "umount is not done")
+            equal(drain(), pattern(PAGE))
+            equal(umount.wait(timeout=60), 0, "umount")
         mount()
         equal((MOUNT / "f").read_bytes() == pattern(BLOCK), True)
 
