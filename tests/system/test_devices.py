@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pkernfs.lab import devices
 from pkernfs.lab.machine import HostConfig, Machine, poll
 from pkernfs.lab.memory import HIGH_START
 
@@ -23,7 +24,7 @@ SCRIPT = Path(__file__).parent / "scripts" / "handover_edu.py"
 
 def edu_host(kernel: str, *extra: str) -> Machine:
     """A host with two edu devices."""
-    return Machine(HostConfig(kernel=kernel, extra=(*on.EDUS, *extra), allowed=on.EXPECTED))
+    return Machine(HostConfig(kernel=kernel, extra=(*on.EDUS, *extra), allowed=devices.EXPECTED))
 
 
 @pytest.fixture(params=["6.12", "7.3"])
@@ -35,15 +36,15 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 def in_use(host: Machine) -> None:
     """Both devices in use by VFIO, the first one preserved."""
     script = host.upload(SCRIPT)
-    on.start(host, "edu", f"python3 {script} start {on.EDU} {on.OTHER}")
-    on.wait_log(host, "edu", '"ready"')
+    devices.start(host, "edu", f"python3 {script} start {on.EDU} {on.OTHER}")
+    devices.wait_log(host, "edu", '"ready"')
     host.run(["pkernfs", "device", "preserve", on.EDU]).check()
 
 
 def steps(host: Machine, *words: str) -> dict[str, dict[str, Any]]:
     """The lines of the script, by step."""
     argv = ["python3", f"/mnt/share/{SCRIPT.name}", *words]
-    lines = host.run(argv, env=on.ENV).check().stdout.splitlines()
+    lines = host.run(argv, env=devices.ENV).check().stdout.splitlines()
     return {value["step"]: value for value in map(json.loads, lines)}
 
 
@@ -59,7 +60,7 @@ def test_taken_over_step_by_step(host: Machine) -> None:
     on.update(host, "7.3" if host.config.kernel == "6.12" else "6.12")
     other = steps(host, "poke", on.OTHER, "all")["poked"]
     assert (other["master"], other["landed"]) == (False, False)
-    poll(lambda: bool(on.faults(host, on.OTHER)), 20, "a fault of the device that is cut off")
+    poll(lambda: bool(devices.faults(host, on.OTHER)), 20, "a fault of the device that is cut off")
     done = steps(host, "adopt", on.EDU, "wrong")
     refused = {step: value["refused"] for step, value in done.items() if "refused" in value}
     at = f"can't be adopted: {on.EDU}: "
@@ -77,8 +78,8 @@ def test_taken_over_step_by_step(host: Machine) -> None:
     # Back to ordinary: the tables are given back, the file is free, the module can go.
     host.run(["pkernfs", "device", "release", on.EDU]).check()
     host.sh("rm /mnt/pkernfs/ram && rm -f /mnt/pkernfs/iommu/* && rmmod pkernfs_dma").check()
-    assert all("fault addr 0x4" in line for line in on.faults(host, on.EDU))
-    assert len(on.faults(host, on.EDU)) == 1
+    assert all("fault addr 0x4" in line for line in devices.faults(host, on.EDU))
+    assert len(devices.faults(host, on.EDU)) == 1
 
 
 def test_switched_on_demand(host: Machine) -> None:

@@ -9,16 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pkernfs.lab.frame_report import (
-    BETWEEN_KERNELS,
-    DeviceReport,
-    SourceLog,
-    analyse,
-    between_kernels,
-)
-from pkernfs.lab.frames import FrameSource, Wire
-from pkernfs.lab.machine import HostConfig, Machine, poll
-from pkernfs.vfio.landings import Landing
+from pkernfs.lab import devices
+from pkernfs.lab.devices import NIC, Proof
+from pkernfs.lab.frame_report import BETWEEN_KERNELS, DeviceReport
+from pkernfs.lab.frames import Wire
+from pkernfs.lab.machine import HostConfig, Machine
 
 from . import device_host as on
 
@@ -27,17 +22,8 @@ pytestmark = pytest.mark.system
 
 def nic_host(wire: Wire, kernel: str) -> Machine:
     """A host with an e1000e behind a root port, and two edu devices."""
-    nic = ("-device", "e1000e,netdev=nic0,bus=rp0,mac=52:54:00:12:34:56")
-    extra = (*on.PORT, *wire.netdev(), *nic, *on.EDUS)
-    return Machine(HostConfig(kernel=kernel, extra=extra, allowed=on.EXPECTED))
-
-
-def report(log: SourceLog, found: list[Landing], host: Machine) -> DeviceReport:
-    """The device's entry in a report."""
-    device = on.devices(host)[on.NIC]
-    frames = analyse(log, found, 1, between_kernels(host.console.lines))
-    faults = on.faults(host, on.NIC)
-    return DeviceReport(on.NIC, device["model"], frames, len(faults), round(device["switch_us"]))
+    extra = (*devices.nic_arguments(wire), *on.EDUS)
+    return Machine(HostConfig(kernel=kernel, extra=extra, allowed=devices.EXPECTED))
 
 
 def check(entry: DeviceReport, updates: int) -> None:
@@ -54,76 +40,53 @@ def check(entry: DeviceReport, updates: int) -> None:
 @pytest.mark.parametrize(("before", "after"), [("6.12", "7.3"), ("7.3", "6.12")])
 def test_no_frame_is_lost(tmp_path: Path, before: str, after: str) -> None:
     wire = Wire(tmp_path)
-    with nic_host(wire, before) as host:
-        on.receive(host, "start")
-        host.run(["pkernfs", "device", "preserve", on.NIC]).check()
-        with FrameSource(wire, tmp_path / "frames", run=1) as source:
-            time.sleep(2)
-            on.update(host, after)
-            assert on.devices(host)[on.NIC]["state"] == "inherited"
-            host.sh("touch /run/hold").check()
-            words = ("--transmit", "20", "--run", "77", "--hold", "/run/hold")
-            name = on.start_receiver(host, "adopt", *words)
-            poll(lambda: bool(on.devices(host)[on.NIC]["taken"]), 120, "the device is taken")
-            # As fast as it goes while the tables are switched.
-            source.pace(0)
-            time.sleep(0.5)
-            host.sh("rm /run/hold").check()
-            on.wait_log(host, name, '"ready"')
-            source.pace(0.005)
-            time.sleep(1)
-            log = source.stop()
-        found = on.wait_landed(host, log.sent[-1].sequence)
-        entry = report(log, found, host)
-        device = on.devices(host)[on.NIC]
-        on.stop_receiver(host)
+    proof = Proof(wire, tmp_path / "frames")
+    with nic_host(wire, before) as host, proof.frames(host) as source:
+        time.sleep(2)
+        on.update(host, after)
+        assert devices.listed(host)[NIC]["state"] == "inherited"
+        entry, problems = proof.finish(host, source)
+        device = devices.listed(host)[NIC]
     check(entry, 1)
+    assert problems == []
     assert (device["state"], device["adopted"]) == ("preserved", 1)
-    returned = [frame for frame in log.returned if frame.run == 77]
-    assert [frame.sequence for frame in returned] == list(range(20))
-    assert all(frame.intact for frame in returned)
 
 
 def test_five_updates(tmp_path: Path) -> None:
     wire = Wire(tmp_path)
-    with nic_host(wire, "6.12") as host:
-        on.receive(host, "start")
-        host.run(["pkernfs", "device", "preserve", on.NIC]).check()
-        with FrameSource(wire, tmp_path / "frames", run=1) as source:
-            for kernel in ("7.3", "6.12", "7.3", "6.12", "7.3"):
-                on.update(host, kernel)
-                on.receive(host, "adopt")
-                assert on.devices(host)[on.NIC]["state"] == "preserved"
-            time.sleep(1)
-            log = source.stop()
-        found = on.wait_landed(host, log.sent[-1].sequence)
-        entry = report(log, found, host)
-        on.stop_receiver(host)
+    proof = Proof(wire, tmp_path / "frames")
+    with nic_host(wire, "6.12") as host, proof.frames(host) as source:
+        for kernel in ("7.3", "6.12", "7.3", "6.12"):
+            on.update(host, kernel)
+            devices.receive(host, "adopt")
+            assert devices.listed(host)[NIC]["state"] == "preserved"
+        on.update(host, "7.3")
+        entry, problems = proof.finish(host, source)
+        # A reset is one again: a new driver starts from a device that does nothing.
+        devices.receive(host, "start")
+        devices.stop_receiver(host)
     check(entry, 5)
+    assert problems == []
 
 
 def test_two_devices_at_once(tmp_path: Path) -> None:
     """One behind a bridge, one not. QEMU emulates one IOMMU only, so both are behind that."""
     wire = Wire(tmp_path)
+    proof = Proof(wire, tmp_path / "frames")
     script = Path(__file__).parent / "scripts" / "handover_edu.py"
     with nic_host(wire, "6.12") as host:
-        on.receive(host, "start")
-        on.start(host, "edu", f"python3 {host.upload(script)} start {on.EDU}")
-        on.wait_log(host, "edu", '"ready"')
-        for bdf in (on.NIC, on.EDU):
-            host.run(["pkernfs", "device", "preserve", bdf]).check()
-        with FrameSource(wire, tmp_path / "frames", run=1) as source:
+        devices.start(host, "edu", f"python3 {host.upload(script)} start {on.EDU}")
+        devices.wait_log(host, "edu", '"ready"')
+        host.run(["pkernfs", "device", "preserve", on.EDU]).check()
+        with proof.frames(host) as source:
             on.update(host, "6.12")
-            states = {bdf: device["state"] for bdf, device in on.devices(host).items()}
-            assert states == {on.NIC: "inherited", on.EDU: "inherited"}
-            on.receive(host, "adopt")
+            states = {bdf: device["state"] for bdf, device in devices.listed(host).items()}
+            assert states == {NIC: "inherited", on.EDU: "inherited"}
             argv = ["python3", f"/mnt/share/{script.name}", "adopt", on.EDU]
-            lines = host.run(argv, env=on.ENV).check().stdout.splitlines()
+            lines = host.run(argv, env=devices.ENV).check().stdout.splitlines()
             steps = {value["step"]: value for value in map(json.loads, lines)}
-            log = source.stop()
-        found = on.wait_landed(host, log.sent[-1].sequence)
-        entry = report(log, found, host)
-        on.stop_receiver(host)
+            entry, problems = proof.finish(host, source)
     check(entry, 1)
+    assert problems == []
     assert steps["opened"]["state"] == "preserved"
     assert [step for step, v in steps.items() if v.get("landed") is False] == ["unmapped"]

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pkernfs.errors import PkernfsError
-from pkernfs.lab import guest
+from pkernfs.lab import devices, guest
+from pkernfs.lab.frames import Wire
 from pkernfs.lab.machine import HostConfig, Machine
 from pkernfs.lab.paths import build_root
 from pkernfs.lab.progress import say, step
@@ -155,7 +158,12 @@ def run(kernel: str, target: str, guests: int, ram: str, output: Path | None = N
     output = output or build_root() / "demo" / "report.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
-    with Machine(HostConfig(kernel=kernel)) as host:
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pkernfs-")))
+        device = devices.Proof(Wire(place), place / "frames")
+        extra = devices.nic_arguments(device.wire)
+        allowed = devices.EXPECTED
+        host = stack.enter_context(Machine(HostConfig(kernel=kernel, extra=extra, allowed=allowed)))
         say(f"host on {host.hello.kernel} after {host.boot_seconds:.1f} s, logs in {host.logs}")
         witnesses = {}
         with step(f"{guests} guest(s) of {ram} started, memory filled with a pattern"):
@@ -165,15 +173,21 @@ def run(kernel: str, target: str, guests: int, ram: str, output: Path | None = N
                 witnesses[name] = guest.start(host, config)
             for witness in witnesses.values():
                 witness.wait_ready()
+        with step("network device driven by VFIO, preserved, a frame every 5 ms from now on"):
+            source = stack.enter_context(device.frames(host))
         version = host.stack.host.kernel(target)
         evidence = prove_update(host, witnesses, ["--kernel", f"/boot/vmlinuz-{version}"])
+        with step("network device adopted under load, its frames counted"):
+            entry, problems = device.finish(host, source)
         table = host.run(["pkernfs", "report"]).check().stdout
         report = merge(report_of(host), evidence)
+        report["devices"] = [{**entry.to_json(), "problems": problems}]
         output.write_text(json.dumps(report, indent=1) + "\n")
     print(table)
     print(render(report))
     print(f"\nreport: {output}")
-    return bool(report["vms"]) and all(vm["survived"] for vm in report["vms"])
+    whole = not any(entry["problems"] for entry in report["devices"])
+    return whole and bool(report["vms"]) and all(vm["survived"] for vm in report["vms"])
 
 
 def render(report: dict[str, Any]) -> str:
@@ -192,4 +206,14 @@ def render(report: dict[str, Any]) -> str:
             f" {vm['blackout_outside_s']:.3f} s between heartbeats seen from outside",
         ]
         lines += [f"  problem  {text}" for text in vm["problems"]]
+    for device in report.get("devices", []):
+        landed, sent = device["frames_landed"], device["frames_sent"]
+        lines += [
+            f"{device['model']} {device['bdf']}: {'never stopped' if landed == sent else 'LOST'}",
+            f"  frames   {sent} sent, {landed} landed in order,"
+            f" {device['frames_landed_without_kernel']} of them while no kernel ran",
+            f"  faults   {device['faults']}",
+            f"  switch   {device['switch_us']} us, under the highest load",
+        ]
+        lines += [f"  problem  {text}" for text in device["problems"]]
     return "\n".join(lines)
