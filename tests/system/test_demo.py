@@ -29,8 +29,8 @@ def _survived(host: Machine, evidence: dict[str, demo.Evidence]) -> None:
 def test_two_busy_guests_survive_three_updates_in_a_row(new_host: HostFactory) -> None:
     host = new_host(kernel="6.12")
     configs = [
-        GuestConfig(name="large", ram="384M", port=0),
-        GuestConfig(name="small", ram="192M", port=1),
+        GuestConfig(name="large", ram="256M", port=0),
+        GuestConfig(name="small", ram="160M", port=1),
     ]
     witnesses = {config.name: guest.start(host, config) for config in configs}
     boots = {name: witness.wait_ready()["boot"] for name, witness in witnesses.items()}
