@@ -22,7 +22,7 @@ from pathlib import Path
 from pkernfs.errors import PkernfsError
 from pkernfs.host.devices import Control
 from pkernfs.vfio import edu
-from pkernfs.vfio.bind import bind
+from pkernfs.vfio.bind import bind, load_vfio
 from pkernfs.vfio.container import Container
 from pkernfs.vfio.group import Group
 from pkernfs.vfio.memory import Memory
@@ -145,6 +145,7 @@ class Takeover:
 
 def adopt(bdf: str, modes: list[str]) -> None:
     """Take the device over."""
+    load_vfio()
     with Memory.of_file(RAM) as memory, Container() as container:
         takeover = Takeover(bdf, memory, edu.Edu(SysfsBar(bdf)))
         takeover.after("no driver")
