@@ -14,8 +14,15 @@
 
 #include <linux/fs.h>
 #include <linux/kobject.h>
+#include <linux/mm.h>
 #include <linux/string.h>
 #include <linux/sysfs.h>
+
+#ifdef PKERNFS_BIN_ATTR_IS_CONST
+#define DMA_BIN_ATTR	const struct bin_attribute
+#else
+#define DMA_BIN_ATTR	struct bin_attribute
+#endif
 
 static struct kobject *control;
 
@@ -88,33 +95,44 @@ static ssize_t message_show(struct kobject *kobj, struct kobj_attribute *attr, c
 	return sysfs_emit(buf, "%s\n", dma_message);
 }
 
-static ssize_t describe(const struct dma_slot *slot, char *buf, ssize_t used)
+#define DEVICE_LINE_MAX	512
+
+static size_t describe(const struct dma_slot *slot, char *buf, size_t room)
 {
 	bool inherited = slot->state == DMA_INHERITED;
 
-	return sysfs_emit_at(buf, used,
-			     "%s state=%s vendor=%04x device=%04x held=%d open=%d checked=%d leaves=%llu bytes=%llu pages=%llu dropped=%llu adopted=%llu switch_ns=%llu adopt_ns=%llu reason=\"%s\"\n",
-			     pci_name(slot->pdev), dma_state_name(slot->state),
-			     slot->pdev->vendor, slot->pdev->device, !!slot->held, slot->open,
-			     slot->checked,
-			     inherited ? le64_to_cpu(slot->record.leaves) : slot->counts.leaves,
-			     inherited ? le64_to_cpu(slot->record.bytes) : slot->counts.bytes,
-			     inherited ? le64_to_cpu(slot->record.pages) : slot->counts.pages,
-			     slot->dropped, slot->adopted, slot->switch_ns, slot->adopt_ns,
-			     slot->reason);
+	return scnprintf(buf, room,
+			 "%s state=%s vendor=%04x device=%04x held=%d open=%d checked=%d leaves=%llu bytes=%llu pages=%llu dropped=%llu adopted=%llu switch_ns=%llu adopt_ns=%llu reason=\"%s\"\n",
+			 pci_name(slot->pdev), dma_state_name(slot->state),
+			 slot->pdev->vendor, slot->pdev->device, !!slot->held, slot->open,
+			 slot->checked,
+			 inherited ? le64_to_cpu(slot->record.leaves) : slot->counts.leaves,
+			 inherited ? le64_to_cpu(slot->record.bytes) : slot->counts.bytes,
+			 inherited ? le64_to_cpu(slot->record.pages) : slot->counts.pages,
+			 slot->dropped, slot->adopted, slot->switch_ns, slot->adopt_ns,
+			 slot->reason);
 }
 
-static ssize_t devices_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+/* More than a page if there are many devices: no ordinary attribute. */
+static ssize_t devices_read(struct file *file, struct kobject *kobj,
+			    DMA_BIN_ATTR *attr, char *buf, loff_t off, size_t count)
 {
+	const size_t room = PKERNFS_DMA_MAX_DEVICES * DEVICE_LINE_MAX;
+	char *text = kvmalloc(room, GFP_KERNEL);
 	struct dma_slot *slot;
-	ssize_t used = 0;
+	size_t used = 0;
+	ssize_t done;
 
+	if (!text)
+		return -ENOMEM;
 	mutex_lock(&dma_lock);
 	for_each_dma_slot(slot)
 		if (slot->state != DMA_FREE)
-			used += describe(slot, buf, used);
+			used += describe(slot, text + used, room - used);
 	mutex_unlock(&dma_lock);
-	return used;
+	done = memory_read_from_buffer(buf, count, &off, text, used);
+	kvfree(text);
+	return done;
 }
 
 static ssize_t hooks_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
@@ -128,13 +146,16 @@ static ORDER(release);
 static ORDER(adopt);
 static struct kobj_attribute arm_attr = __ATTR(arm, 0600, arm_show, arm_store);
 static struct kobj_attribute record_attr = __ATTR(record, 0400, record_show, NULL);
-static struct kobj_attribute devices_attr = __ATTR(devices, 0444, devices_show, NULL);
+static const struct bin_attribute devices_attr = {
+	.attr = { .name = "devices", .mode = 0444 },
+	.read = devices_read,
+};
 static struct kobj_attribute message_attr = __ATTR(message, 0444, message_show, NULL);
 static struct kobj_attribute hooks_attr = __ATTR(hooks, 0444, hooks_show, NULL);
 
 static const struct attribute *attributes[] = {
 	&preserve_attr.attr, &release_attr.attr, &adopt_attr.attr, &arm_attr.attr,
-	&record_attr.attr, &devices_attr.attr, &message_attr.attr, &hooks_attr.attr, NULL,
+	&record_attr.attr, &message_attr.attr, &hooks_attr.attr, NULL,
 };
 
 int control_init(void)
@@ -145,6 +166,8 @@ int control_init(void)
 	if (!control)
 		return -ENOMEM;
 	err = sysfs_create_files(control, attributes);
+	if (!err)
+		err = sysfs_create_bin_file(control, &devices_attr);
 	if (err)
 		control_exit();
 	return err;
