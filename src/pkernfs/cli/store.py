@@ -41,9 +41,13 @@ def register(app: typer.Typer) -> None:
 
 def make(
     target: Annotated[
-        str,
-        typer.Argument(metavar="TARGET", help="An image file, or a range as SIZE!START."),
-    ],
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="An image file, or a range as SIZE!START. Left out: the range that this"
+            " host's boot line keeps for pkernfs.",
+        ),
+    ] = None,
     size: _Size = None,
     offset: _Offset = None,
     base: Annotated[
@@ -63,14 +67,17 @@ def make(
     A file that does not exist is created with the given --size. A range of memory can
     be made while the module is not loaded; with it, use 'mount -o init'.
     """
-    from pkernfs.cli.target import resolve
+    from pkernfs.cli.target import reserved_range, resolve
     from pkernfs.host.ranges import parse_size
     from pkernfs.store.make import NewStore, open_new
     from pkernfs.store.make import make as make_store
 
-    where = resolve(target, offset, size)
+    where = resolve(reserved_range() if target is None else target, offset, size)
     if where.file is None:
-        raise UsageError(f"{where.text} is held by the module", "mount it with '-o init'")
+        raise UsageError(
+            f"{where.text} is held by the module",
+            "mount it with '-o init' if it was never used, else modprobe -r pkernfs first",
+        )
     if base is not None and where.base is not None:
         raise UsageError("a range SIZE!START says its address itself", "leave out --base")
     address = parse_size(base) if base is not None else where.base or 0

@@ -70,6 +70,25 @@ def resolve(text: str | None, offset: str | None = None, size: str | None = None
     )
 
 
+def reserved_range() -> str:
+    """The target that ``make`` means when none is given: what the boot line keeps free.
+
+    :returns: SIZE!START, or the region's name while the module holds it.
+    :raises PkernfsError: the boot line names no region, or more than one.
+    """
+    from pkernfs.host.machine import Machine
+
+    held = region_names()
+    if len(held) == 1:
+        return held[0]
+    regions = Machine().boot_line.regions()
+    if len(regions) != 1:
+        raise PkernfsError(
+            f"the boot line names {len(regions)} regions", "name the range: SIZE!START", status=2
+        )
+    return str(regions[0])
+
+
 def _resolve(text: str | None) -> Target:
     if text is None:
         region = only_region()
