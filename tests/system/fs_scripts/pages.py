@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from . import mappings, stress
@@ -87,11 +88,9 @@ def mappings_with_struct_pages(_: Path) -> None:
                     raise AssertionError(f"{function.__name__}: {error}") from error
 
 
-def _direct_worker(path: Path, scratch: Path, end: float) -> None:
+def _direct_worker(addr: int, scratch: Path, end: float) -> None:
     """Transfers between a disk and a mapping that another process takes away."""
-    with opened(path) as fd, opened(scratch, os.O_RDWR | os.O_DIRECT) as direct:
-        memory = mmap.mmap(fd, 16 * MIB)
-        addr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    with opened(scratch, os.O_RDWR | os.O_DIRECT) as direct:
         turn = 0
         while time.monotonic() < end:
             turn += 1
@@ -111,14 +110,14 @@ def stress_with_struct_pages(_: Path) -> None:
         with place("direct") as path, opened(path / "f") as fd:
             os.ftruncate(fd, 16 * MIB)
             end = time.monotonic() + 8
-            workers = [
-                fork(lambda: _direct_worker(path / "f", scratch, end)),
-                fork(lambda: _direct_worker(path / "f", scratch, end)),
-            ]
+            memory = mmap.mmap(fd, 16 * MIB)
+            addr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            workers = [fork(partial(_direct_worker, addr, scratch, end)) for _ in range(2)]
             while time.monotonic() < end:
                 os.ftruncate(fd, 5 * MIB)
                 os.ftruncate(fd, 16 * MIB)
                 fallocate(fd, BLOCK, 2 * BLOCK, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
+            memory.close()
             equal([worker() for worker in workers], [0, 0], "statuses of the workers")
             os.ftruncate(fd, 0)
             os.posix_fallocate(fd, 0, BLOCK)  # asks for what was still in use

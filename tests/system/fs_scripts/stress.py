@@ -89,18 +89,17 @@ def _touch(memory: mmap.mmap, rng: random.Random) -> None:
     memory[at] = (memory[at] + 1) & 0xFF
 
 
-def _map_worker(place: Path, seed: int) -> None:
+def _map_worker(memory: mmap.mmap, seed: int) -> None:
     """Touches a mapping whose file others shrink and punch; SIGBUS ends a turn."""
     rng = random.Random(seed)
     end = time.monotonic() + _SECONDS
-    with opened(place / "mapped") as fd, mmap.mmap(fd, 16 * MIB) as memory:
 
-        def turn() -> None:
-            while time.monotonic() < end:
-                _touch(memory, rng)
-
+    def turn() -> None:
         while time.monotonic() < end:
-            equal(in_child(turn) in (0, -7), True, "ends well or by SIGBUS")
+            _touch(memory, rng)
+
+    while time.monotonic() < end:
+        equal(in_child(turn) in (0, -7), True, "ends well or by SIGBUS")
 
 
 def _cut_worker(place: Path, seed: int) -> None:
@@ -122,9 +121,16 @@ def everything_at_once(place: Path) -> None:
         (place / f"d{i}").mkdir()
     with opened(place / "mapped") as fd:
         os.ftruncate(fd, 16 * MIB)
-    workers = [(_tree_worker, 1), (_tree_worker, 2), (_map_worker, 3), (_cut_worker, 4)]
-    children = [fork(partial(work, place, seed)) for work, seed in workers]
+        memory = mmap.mmap(fd, 16 * MIB)
+    workers = [
+        partial(_tree_worker, place, 1),
+        partial(_tree_worker, place, 2),
+        partial(_map_worker, memory, 3),
+        partial(_cut_worker, place, 4),
+    ]
+    children = [fork(work) for work in workers]
     statuses = [wait() for wait in children]
+    memory.close()
     equal(statuses, [0] * len(workers), "statuses of the workers")
     done = run("pkernfs", "check", ok=False)
     equal(done.returncode, 0, f"pkernfs check: {done.stdout}{done.stderr}")
