@@ -16,6 +16,7 @@ need mmdebstrap mmdebstrap
 need mke2fs e2fsprogs
 need modprobe kmod
 need unshare util-linux
+need mount mount
 need gcc gcc
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
