@@ -41,14 +41,28 @@ static ssize_t sequence_show(struct kobject *kobj, struct kobj_attribute *attr, 
 	return sysfs_emit(buf, "%llu\n", sequence);
 }
 
+/* Has the memory of the mounted store struct pages, so that O_DIRECT reaches it? */
+static ssize_t pages_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+{
+	struct pkernfs_region *region = kobj_region(kobj);
+	bool has_pages;
+
+	down_read(&region->lock);
+	has_pages = region->pagemap;
+	up_read(&region->lock);
+	return sysfs_emit(buf, "%d\n", has_pages);
+}
+
 static struct kobj_attribute base_attr = __ATTR_RO(base);
 static struct kobj_attribute size_attr = __ATTR_RO(size);
 static struct kobj_attribute sequence_attr = __ATTR_RO(sequence);
+static struct kobj_attribute pages_attr = __ATTR_RO(pages);
 
 static struct attribute *pkernfs_attrs[] = {
 	&base_attr.attr,
 	&size_attr.attr,
 	&sequence_attr.attr,
+	&pages_attr.attr,
 	NULL,
 };
 ATTRIBUTE_GROUPS(pkernfs);

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pkernfs.lab.link import Result
 from pkernfs.lab.machine import Machine
 from tests.conftest import HostFactory
 
@@ -33,10 +34,28 @@ def _tried(host: Machine) -> dict[str, str]:
     return found
 
 
+def _start(host: Machine, cache: str) -> Result:
+    """Start a guest with a disk; firmware alone is enough."""
+    disk = f"file=/mnt/scratch/disk.img,format=raw,if=virtio,cache={cache}"
+    host.sh("truncate -s 8M /mnt/scratch/disk.img").check()
+    return host.run(["pkernfs", "vm", "start", "disk", "--ram", "64M", "--", "-drive", disk])
+
+
 def test_memory_without_pages_is_as_documented(each_host: Machine) -> None:
     assert _tried(each_host) == _documented(1)
 
 
+def test_a_disk_that_can_not_work_is_refused(host: Machine) -> None:
+    refused = _start(host, "none")
+    assert refused.status == 2
+    assert "cache=writeback" in refused.stderr
+    assert host.sh("ls /mnt/pkernfs/vms 2>/dev/null").stdout == ""
+
+
 @pytest.mark.parametrize("kernel", ["6.12", "7.3"])
 def test_memory_with_pages_is_as_documented(new_host: HostFactory, kernel: str) -> None:
-    assert _tried(new_host(kernel=kernel, append=("pkernfs.pages=1",))) == _documented(2)
+    host = new_host(kernel=kernel, append=("pkernfs.pages=1",))
+    assert _tried(host) == _documented(2)
+    assert "cache=none" in host.run(["pkernfs", "doctor"]).stdout
+    _start(host, "none").check()
+    host.run(["pkernfs", "vm", "stop", "disk", "--force"]).check()

@@ -47,7 +47,8 @@ def _direct_io(machine: Machine) -> Iterator[Finding]:
         yield note(
             "O_DIRECT",
             "the store's memory has no struct page: O_DIRECT can't reach it",
-            "guests' disks with cache=writeback, not cache=none",
+            "guests' disks with cache=writeback, not cache=none; or a store with struct pages"
+            " (pkernfs.pages=1 on the boot line before it is made)",
         )
 
 
