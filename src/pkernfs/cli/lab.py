@@ -45,11 +45,18 @@ def register(app: typer.Typer) -> None:
 
 def image(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make it anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the Debian 13 host image, or say that it is there."""
     from pkernfs.lab import image as images
 
     made = images.host_image(rebuild=rebuild)
+    if as_json:
+        import json
+
+        value = {"image": str(made.disk), "kernels": list(made.kernels)}
+        print(json.dumps({"schema": "pkernfs-lab-image/1", **value}, indent=1))
+        return
     print(f"image: {made.disk}")
     print(f"kernels: {' '.join(made.kernels)}")
 
