@@ -2,6 +2,7 @@
 #
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
 # make test       all tests, at most 30 minutes on 2 cores
+# make test-system  the ones in virtual hosts
 # make test-unit  the ones without a virtual host, at most 60 seconds
 # make lint       ruff and mypy
 #
@@ -13,20 +14,28 @@ VENV := .venv
 READY := $(VENV)/.ready
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: demo test test-unit test-system lint clean
+# A host under test has one processor, so two of them at a time fill two cores.
+WORKERS := -n 2 --dist loadfile
+
+.PHONY: demo test test-unit test-system native lint clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
 
-test: $(READY)
-	$(PYTEST) tests/unit
-	$(PYTEST) --timeout 900 -m system tests/system
+test: test-unit
+	$(VENV)/bin/pkernfs lab image
+	$(PYTEST) $(WORKERS) -v --timeout 1200 -m "system or fuzz" tests
 
-test-unit: $(READY)
-	$(PYTEST) tests/unit
+test-unit: $(READY) native
+	$(PYTEST) $(WORKERS) tests/unit
 
 test-system: $(READY)
-	$(PYTEST) --timeout 900 -m system tests/system
+	$(VENV)/bin/pkernfs lab image
+	$(PYTEST) $(WORKERS) -v --timeout 1200 -m system tests/system
+
+# Before the tests, whose workers would build it at the same time.
+native:
+	$(MAKE) --no-print-directory -s -C kernel/tests
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Virtual hosts for the system tests: shared ones, and ones of a test's own."""
+"""Virtual hosts for the system tests, and figures that tests tell at the end of the run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ _KERNELS = ("6.12", "7.3")
 _TAIL_LINES = 40
 #: Hosts that run now, for the kernel log in the report of a failed test.
 _running: list[Machine] = []
+
+
+Tell = Callable[[str], None]
+_TOLD = "told"
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Tell:
+    """Says a line in the summary of the run: how many images were tried, for one."""
+    return lambda text: record_property(_TOLD, text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have told."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in report.user_properties:
+            if name == _TOLD:
+                terminalreporter.write_line(f"{report.nodeid}: {text}")
 
 
 @contextlib.contextmanager

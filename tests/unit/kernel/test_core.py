@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests.conftest import Tell
 from tests.native import LIBRARY, SOURCES, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler")
@@ -35,7 +36,7 @@ def test_fuzz_a_little() -> None:
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(900)
-def test_fuzz_a_lot() -> None:
+def test_fuzz_a_lot(tell: Tell) -> None:
     output = run("fuzz", 2, IMAGES)
-    print(f"\n{output}")
+    tell(output.strip())
     assert f"{IMAGES} damaged images" in output

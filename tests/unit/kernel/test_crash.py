@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from pkernfs.store.layout import BLOCK_SIZE
+from tests.conftest import Tell
 from tests.native import Line, Native, available
 
 from .crash import CrashedRange, Step, record
@@ -247,8 +248,8 @@ def test_some_crashes(scene: str) -> None:
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(900)
-def test_all_crashes() -> None:
+def test_all_crashes(tell: Tell) -> None:
     images = {scene: sweep(scene) for scene in SCENES}
     images["plain, two files"] = sweep("plain", other=True)
-    print(f"\n{sum(images.values())} images: {images}")
+    tell(f"{sum(images.values())} crash images: {images}")
     assert sum(images.values()) > 5000

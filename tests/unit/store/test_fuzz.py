@@ -14,6 +14,7 @@ from pkernfs.errors import PkernfsError
 from pkernfs.store.check import CheckResult, check
 from pkernfs.store.export import dump_value
 from pkernfs.store.findings import Code, Verdict
+from tests.conftest import Tell
 
 from .mutate import BASES, Mutator
 
@@ -60,7 +61,7 @@ def test_fuzz_a_little() -> None:
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(1200)
-def test_fuzz_a_lot() -> None:
+def test_fuzz_a_lot(tell: Tell) -> None:
     verdicts, codes = fuzz(IMAGES, SEED)
-    print(f"\n{IMAGES} images, seed {SEED}: {dict(verdicts)}")
+    tell(f"{IMAGES} images, seed {SEED}: {dict(verdicts)}")
     assert set(codes) == set(Code), f"never seen: {set(Code) - set(codes)}"

@@ -15,6 +15,7 @@ from pkernfs.store.findings import Verdict
 from pkernfs.store.image import Image
 from pkernfs.store.make import NewStore, make
 from pkernfs.store.tree import Tree
+from tests.conftest import Tell
 from tests.native import Line, Native, available
 
 from .mutate import BASES, Mutator
@@ -141,7 +142,7 @@ def test_both_agree_on_damaged_stores() -> None:
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(1200)
-def test_both_agree_on_many_damaged_stores() -> None:
+def test_both_agree_on_many_damaged_stores(tell: Tell) -> None:
     usable = agree(IMAGES, seed=2)
-    print(f"\n{IMAGES} images, {usable} usable for both")
+    tell(f"{IMAGES} images, {usable} usable for both")
     assert usable > IMAGES // 100
