@@ -35,15 +35,14 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 def in_use(host: Machine) -> None:
     """Both devices in use by VFIO, the first one preserved."""
-    script = host.upload(SCRIPT)
-    devices.start(host, "edu", f"python3 {script} start {on.EDU} {on.OTHER}")
-    devices.wait_log(host, "edu", '"ready"')
+    host.upload(SCRIPT)
+    devices.start_edu(host, on.EDU, on.OTHER)
     host.run(["pkernfs", "device", "preserve", on.EDU]).check()
 
 
-def steps(host: Machine, *words: str) -> dict[str, dict[str, Any]]:
-    """The lines of the script, by step."""
-    argv = ["python3", f"/mnt/share/{SCRIPT.name}", *words]
+def steps(host: Machine, *modes: str) -> dict[str, dict[str, Any]]:
+    """What the script says about taking the preserved device over, by step."""
+    argv = ["python3", f"/mnt/share/{SCRIPT.name}", devices.EDU_FILE, on.EDU, *modes]
     lines = host.run(argv, env=devices.ENV).check().stdout.splitlines()
     return {value["step"]: value for value in map(json.loads, lines)}
 
@@ -58,10 +57,10 @@ def refusal(host: Machine, command: str) -> str:
 def test_taken_over_step_by_step(host: Machine) -> None:
     in_use(host)
     on.update(host, "7.3" if host.config.kernel == "6.12" else "6.12")
-    other = steps(host, "poke", on.OTHER, "all")["poked"]
+    other = devices.poke_edu(host, on.OTHER, "all")
     assert (other["master"], other["landed"]) == (False, False)
     poll(lambda: bool(devices.faults(host, on.OTHER)), 20, "a fault of the device that is cut off")
-    done = steps(host, "adopt", on.EDU, "wrong")
+    done = steps(host, "wrong")
     refused = {step: value["refused"] for step, value in done.items() if "refused" in value}
     at = f"can't be adopted: {on.EDU}: "
     assert f"{at}no VFIO user has taken it yet" in refused["adopt: not taken"]
@@ -77,7 +76,7 @@ def test_taken_over_step_by_step(host: Machine) -> None:
     assert done["opened"]["switch_us"] > 0
     # Back to ordinary: the tables are given back, the file is free, the module can go.
     host.run(["pkernfs", "device", "release", on.EDU]).check()
-    host.sh("rm /mnt/pkernfs/ram && rm -f /mnt/pkernfs/iommu/* && rmmod pkernfs_dma").check()
+    host.sh("rm /mnt/pkernfs/edu && rm -f /mnt/pkernfs/iommu/* && rmmod pkernfs_dma").check()
     assert all("fault addr 0x4" in line for line in devices.faults(host, on.EDU))
     assert len(devices.faults(host, on.EDU)) == 1
 
@@ -85,7 +84,7 @@ def test_taken_over_step_by_step(host: Machine) -> None:
 def test_switched_on_demand(host: Machine) -> None:
     in_use(host)
     on.update(host, host.config.kernel)
-    done = steps(host, "adopt", on.EDU, "explicit")
+    done = steps(host, "explicit")
     assert done["adopt: explicit"]["refused"] == ""
     assert done["explicit"]["state"] == "preserved"
     assert [s for s, v in done.items() if v.get("landed") is False] == ["unmapped"]
@@ -96,10 +95,10 @@ def test_what_is_guarded(host: Machine) -> None:
     assert "in use" in refusal(host, "rmmod pkernfs_dma")
     host.sh("echo 1 >/sys/fs/pkernfs_dma/arm").check()
     for command in (
-        "rm /mnt/pkernfs/ram",
-        "truncate -s 1M /mnt/pkernfs/ram",
-        "fallocate -p -o 2M -l 2M /mnt/pkernfs/ram",
-        "touch /mnt/pkernfs/other && mv /mnt/pkernfs/other /mnt/pkernfs/ram",
+        "rm /mnt/pkernfs/edu",
+        "truncate -s 1M /mnt/pkernfs/edu",
+        "fallocate -p -o 2M -l 2M /mnt/pkernfs/edu",
+        "touch /mnt/pkernfs/other && mv /mnt/pkernfs/other /mnt/pkernfs/edu",
         "rm /mnt/pkernfs/iommu/root-pgtables",
     ):
         assert "busy" in refusal(host, command), command
@@ -121,7 +120,7 @@ def test_what_is_guarded(host: Machine) -> None:
     host.sh("echo 0 >/sys/fs/pkernfs_dma/arm").check()
     assert host.sh("ls /mnt/pkernfs/iommu").check().stdout == ""
     host.run(["pkernfs", "device", "release", on.EDU]).check()
-    host.sh("truncate -s 1M /mnt/pkernfs/ram && rmmod pkernfs_dma").check()
+    host.sh("truncate -s 1M /mnt/pkernfs/edu && rmmod pkernfs_dma").check()
 
 
 def test_no_room_no_update(host: Machine) -> None:
@@ -165,13 +164,13 @@ def test_a_damaged_record_cuts_the_device_off(host: Machine) -> None:
     thread.join()
     assert on.kernel_says(host, "is not trusted: its checksum is wrong")
     assert on.kernel_says(host, f"{on.EDU} is cut off")
-    poked = steps(host, "poke", on.EDU, "all")["poked"]
+    poked = devices.poke_edu(host, on.EDU, "all")
     assert (poked["master"], poked["landed"]) == (False, False)
-    assert host.sh("stat -c %s /mnt/pkernfs/ram").check().stdout.strip() == str(64 << 20)
+    assert host.sh("stat -c %s /mnt/pkernfs/edu").check().stdout.strip() == str(64 << 20)
     # As if nothing had been: used, preserved, updated.
     in_use(host)
     on.update(host, host.config.kernel)
-    assert steps(host, "adopt", on.EDU)["opened"]["state"] == "preserved"
+    assert steps(host)["opened"]["state"] == "preserved"
 
 
 def test_an_unknown_kernel(host: Machine) -> None:
@@ -193,4 +192,4 @@ def test_an_ordinary_kexec_and_reboot_are_ordinary(host: Machine) -> None:
     time.sleep(1)
     assert not on.kernel_says(host, "handed over")
     assert not on.kernel_says(host, "Copied translation tables")
-    assert steps(host, "poke", on.EDU)["poked"]["master"] is False
+    assert devices.poke_edu(host, on.EDU)["master"] is False

@@ -75,14 +75,14 @@ def test_two_devices_at_once(tmp_path: Path) -> None:
     proof = Proof(wire, tmp_path / "frames")
     script = Path(__file__).parent / "scripts" / "handover_edu.py"
     with nic_host(wire, "6.12") as host:
-        devices.start(host, "edu", f"python3 {host.upload(script)} start {on.EDU}")
-        devices.wait_log(host, "edu", '"ready"')
+        host.upload(script)
+        devices.start_edu(host, on.EDU)
         host.run(["pkernfs", "device", "preserve", on.EDU]).check()
         with proof.frames(host) as source:
             on.update(host, "6.12")
             states = {bdf: device["state"] for bdf, device in devices.listed(host).items()}
             assert states == {NIC: "inherited", on.EDU: "inherited"}
-            argv = ["python3", f"/mnt/share/{script.name}", "adopt", on.EDU]
+            argv = ["python3", f"/mnt/share/{script.name}", devices.EDU_FILE, on.EDU]
             lines = host.run(argv, env=devices.ENV).check().stdout.splitlines()
             steps = {value["step"]: value for value in map(json.loads, lines)}
             entry, problems = proof.finish(host, source)

@@ -161,7 +161,7 @@ def run(kernel: str, target: str, guests: int, ram: str, output: Path | None = N
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pkernfs-")))
         device = devices.Proof(Wire(place), place / "frames")
-        extra = devices.nic_arguments(device.wire)
+        extra = (*devices.nic_arguments(device.wire), *devices.bystander_arguments())
         allowed = devices.EXPECTED
         host = stack.enter_context(Machine(HostConfig(kernel=kernel, extra=extra, allowed=allowed)))
         say(f"host on {host.hello.kernel} after {host.boot_seconds:.1f} s, logs in {host.logs}")
@@ -174,19 +174,23 @@ def run(kernel: str, target: str, guests: int, ram: str, output: Path | None = N
             for witness in witnesses.values():
                 witness.wait_ready()
         with step("network device driven by VFIO, preserved, a frame every 5 ms from now on"):
+            devices.start_edu(host, devices.BYSTANDER)
             source = stack.enter_context(device.frames(host))
         version = host.stack.host.kernel(target)
         evidence = prove_update(host, witnesses, ["--kernel", f"/boot/vmlinuz-{version}"])
         with step("network device adopted under load, its frames counted"):
             entry, problems = device.finish(host, source)
+            bystander = devices.bystander_report(host)
         table = host.run(["pkernfs", "report"]).check().stdout
         report = merge(report_of(host), evidence)
         report["devices"] = [{**entry.to_json(), "problems": problems}]
+        report["cut_off"] = [bystander]
         output.write_text(json.dumps(report, indent=1) + "\n")
     print(table)
     print(render(report))
     print(f"\nreport: {output}")
     whole = not any(entry["problems"] for entry in report["devices"])
+    whole &= not any(entry["dma_landed"] for entry in report["cut_off"])
     return whole and bool(report["vms"]) and all(vm["survived"] for vm in report["vms"])
 
 
@@ -216,4 +220,9 @@ def render(report: dict[str, Any]) -> str:
             f"  switch   {device['switch_us']} us, under the highest load",
         ]
         lines += [f"  problem  {text}" for text in device["problems"]]
+    for device in report.get("cut_off", []):
+        lines += [
+            f"{device['model']} {device['bdf']}, not preserved:"
+            f" {'NOT CUT OFF' if device['dma_landed'] else 'cut off'}, {device['faults']} fault(s)"
+        ]
     return "\n".join(lines)

@@ -30,6 +30,9 @@ PORT = ("-device", "pcie-root-port,id=rp0,chassis=1,slot=1,x-speed=2_5,x-width=1
 #: What the kernels say about refused DMA and about what is wrong with a device.
 EXPECTED = (r"DMAR: .*(fault|PASID|Fault)", r"pkernfs_dma: ")
 RINGS = "/mnt/pkernfs/nic"
+EDU_FILE = "/mnt/pkernfs/edu"
+#: The device of the demonstration that is not preserved.
+BYSTANDER = "0000:00:11.0"
 RUN = 1
 RUN_TRANSMITTED = 77
 #: How long the update may take at the pace of frames until the ring is full, see Geometry.
@@ -53,6 +56,10 @@ def listed(host: Machine) -> dict[str, dict[str, Any]]:
     """``pkernfs device list --json``, by name."""
     text = host.run(["pkernfs", "device", "list", "--json"]).check().stdout
     return {device["bdf"]: device for device in json.loads(text)["devices"]}
+
+
+def _says(host: Machine, text: str, seen: int) -> bool:
+    return any(text in line.text for line in list(host.console.lines)[seen:])
 
 
 def start(host: Machine, name: str, command: str) -> None:
@@ -80,6 +87,23 @@ def wait_log(host: Machine, name: str, word: str, timeout: float = 120) -> str:
     return text
 
 
+def start_edu(host: Machine, *names: str) -> None:
+    """Use edu devices through VFIO, until the host's kernel is replaced."""
+    start(host, "edu", f"python3 -m pkernfs.vfio.edu_program start {EDU_FILE} {' '.join(names)}")
+    wait_log(host, "edu", '"ready"')
+
+
+def poke_edu(host: Machine, bdf: str, *modes: str) -> dict[str, Any]:
+    """A DMA of an edu device that no driver has: ``landed``, and ``master`` before that.
+
+    :param modes: ``all``: its bus master is switched on first.
+    """
+    command = ["python3", "-m", "pkernfs.vfio.edu_program", "poke", EDU_FILE, bdf, *modes]
+    value = json.loads(host.run(command, env=ENV).check().stdout)
+    assert isinstance(value, dict)
+    return value
+
+
 def start_receiver(host: Machine, verb: str, *words: str) -> str:
     """Start a receiver of numbered frames (``start`` or ``adopt``); the name of its log."""
     name = f"receiver-{time.monotonic_ns()}"
@@ -102,11 +126,13 @@ def adopt_under_load(host: Machine, source: FrameSource, transmit: int) -> None:
     words = ("--transmit", str(transmit), "--run", str(RUN_TRANSMITTED), "--hold", "/run/hold")
     name = start_receiver(host, "adopt", *words)
     poll(lambda: bool(listed(host)[NIC]["taken"]), 120, "the receiver did not take the device")
+    # No longer than needed: the ring holds some seconds of it, then the device takes no more.
+    seen = len(host.console.lines)
     source.pace(0)
-    time.sleep(0.5)
     host.sh("rm /run/hold").check()
-    wait_log(host, name, '"ready"')
+    poll(lambda: _says(host, "is adopted", seen), 60, "the device was not adopted")
     source.pace(INTERVAL_S)
+    wait_log(host, name, '"ready"')
 
 
 def stop_receiver(host: Machine) -> None:
@@ -181,3 +207,21 @@ class Proof:
             and all(frame.intact for frame in returned),
         }
         return entry, [text for text, fine in good.items() if not fine]
+
+
+def bystander_arguments() -> tuple[str, ...]:
+    """QEMU's arguments for the device that is in use and not preserved."""
+    return ("-device", f"edu,addr=0x{BYSTANDER[8:10]},dma_mask=0xffffffff")
+
+
+def bystander_report(host: Machine) -> dict[str, Any]:
+    """After the update: does DMA of the device that was not preserved reach memory?"""
+    poked = poke_edu(host, BYSTANDER, "all")
+    poll(lambda: bool(faults(host, BYSTANDER)), 20, "no fault of the device that is cut off")
+    return {
+        "bdf": BYSTANDER,
+        "model": "edu",
+        "bus_master_after": poked["master"],
+        "dma_landed": poked["landed"],
+        "faults": len(faults(host, BYSTANDER)),
+    }

@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""QEMU's edu device through a hand-over. Runs inside a host; prints JSON lines.
+"""Takes QEMU's edu device over, a DMA after each step. Runs inside a host; prints JSON lines.
 
-handover_edu.py start BDF...     map the file for each, use it, and stay
-handover_edu.py poke BDF [all]   a DMA with no driver; "all": its bus master is switched on first
-handover_edu.py adopt BDF [wrong] [explicit]
-                                 take the device over step by step, a DMA after each of them
+handover_edu.py FILE BDF [wrong] [explicit]
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import mmap
-import struct
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,78 +16,11 @@ from pkernfs.host.devices import Control
 from pkernfs.vfio import edu
 from pkernfs.vfio.bind import bind, load_vfio
 from pkernfs.vfio.container import Container
+from pkernfs.vfio.edu_program import IOVA, SIZE, SysfsBar, lands, say
 from pkernfs.vfio.group import Group
 from pkernfs.vfio.memory import Memory
 
-RAM = Path("/mnt/pkernfs/ram")
-IOVA = 0x4000_0000
 MIB = 1 << 20
-SIZE = 64 * MIB
-PATTERN, EMPTY = b"\x5a" * 64, b"\xee" * 64
-COMMAND, MEMORY, MASTER = 4, 2, 4
-
-
-def say(step: str, **values: object) -> None:
-    """A line for the test."""
-    print(json.dumps({"step": step, **values}), flush=True)
-
-
-class SysfsBar:
-    """BAR 0 of a device that no driver has open, as pkernfs.vfio.edu wants it."""
-
-    def __init__(self, bdf: str) -> None:
-        with Path("/sys/bus/pci/devices", bdf, "resource0").open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), MIB)
-
-    def read32(self, offset: int) -> int:
-        """A register."""
-        (value,) = struct.unpack_from("<I", self._map, offset)
-        return int(value)
-
-    def write32(self, offset: int, value: int) -> None:
-        """Write a register."""
-        struct.pack_into("<I", self._map, offset, value)
-
-
-def lands(chip: edu.Edu, memory: Memory, offset: int) -> bool:
-    """Whether a DMA of the device's buffer reaches memory at ``offset``."""
-    memory.view[offset : offset + 64] = EMPTY
-    chip.to_ram(IOVA + offset, 64)
-    return bytes(memory.view[offset : offset + 64]) == PATTERN
-
-
-def start(names: list[str]) -> None:
-    """Open the devices, each in a container of its own, and let them do DMA once."""
-    with contextlib.ExitStack() as stack:
-        memory = stack.enter_context(Memory.create_file(RAM, SIZE))
-        memory.view[:64] = PATTERN
-        for index, bdf in enumerate(names, 1):
-            bind(bdf)
-            container = stack.enter_context(Container())
-            group = stack.enter_context(Group.of(bdf))
-            group.join(container)
-            stack.enter_context(container.map(memory, IOVA))
-            device = stack.enter_context(group.open_device(bdf))
-            device.config.enable()
-            chip = edu.Edu(stack.enter_context(device.map_bar(0)))
-            chip.from_ram(IOVA, 64)
-            say("used", bdf=bdf, landed=lands(chip, memory, index * 4096))
-        say("ready")
-        time.sleep(1e6)
-
-
-def poke(bdf: str, switch_on: bool) -> None:
-    """A DMA with no driver."""
-    config = Path("/sys/bus/pci/devices", bdf, "config")
-    with config.open("r+b") as file:
-        file.seek(COMMAND)
-        (command,) = struct.unpack("<H", file.read(2))
-        if switch_on:
-            file.seek(COMMAND)
-            file.write(struct.pack("<H", command | MEMORY | MASTER))
-    with Memory.of_file(RAM) as memory:
-        landed = lands(edu.Edu(SysfsBar(bdf)), memory, 0x8000)
-    say("poked", bdf=bdf, master=bool(command & MASTER), landed=landed)
 
 
 @dataclass
@@ -143,10 +68,10 @@ class Takeover:
         self.with_map(container, "half", lambda: container.map_dma(base, IOVA, SIZE // 2))
 
 
-def adopt(bdf: str, modes: list[str]) -> None:
+def adopt(file: Path, bdf: str, modes: list[str]) -> None:
     """Take the device over."""
     load_vfio()
-    with Memory.of_file(RAM) as memory, Container() as container:
+    with Memory.of_file(file) as memory, Container() as container:
         takeover = Takeover(bdf, memory, edu.Edu(SysfsBar(bdf)))
         takeover.after("no driver")
         bind(bdf)
@@ -172,15 +97,4 @@ def adopt(bdf: str, modes: list[str]) -> None:
                     takeover.after("mapped again")
 
 
-def main() -> None:
-    """Do as the words say."""
-    verb, bdf, *rest = sys.argv[1:]
-    if verb == "start":
-        start([bdf, *rest])
-    elif verb == "poke":
-        poke(bdf, "all" in rest)
-    else:
-        adopt(bdf, rest)
-
-
-main()
+adopt(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
