@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 PYTEST := $(VENV)/bin/python -m pytest
 
 # A host under test has one processor, so two of them at a time fill two cores.
-WORKERS := -n 2 --dist loadfile
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-unit test-system native lint clean
 
@@ -24,7 +24,7 @@ demo: $(READY)
 
 test: test-unit
 	$(VENV)/bin/pkernfs lab image
-	$(PYTEST) $(WORKERS) -v --timeout 1200 -m "system or fuzz" tests
+	$(PYTEST) $(WORKERS) -v --durations 12 --timeout 1200 -m "system or fuzz" tests
 
 test-unit: $(READY) native
 	$(PYTEST) $(WORKERS) tests/unit
