@@ -33,6 +33,9 @@ from typing import Any
 
 PORT = "pkernfs.agent"
 STATE = Path("/run/pkernfs-lab")
+#: So many reads in a row without data, with a pause between, mean that the lab hung up.
+_EMPTY_READS = 20
+_EMPTY_PAUSE_S = 0.05
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._jobs: dict[int, Job] = {}
         self._pending = b""
+        self._empty_reads = 0
 
     def serve(self) -> None:
         """Say hello, then handle requests and output until the port ends."""
@@ -75,7 +79,12 @@ class Agent:
     def _receive(self) -> bool:
         chunk = os.read(self._port, 65536)
         if not chunk:
-            return False
+            # Now and then a virtio port has nothing to read although it said so, and the
+            # lab is still there: only if that goes on has the lab hung up.
+            self._empty_reads += 1
+            time.sleep(_EMPTY_PAUSE_S)
+            return self._empty_reads < _EMPTY_READS
+        self._empty_reads = 0
         *lines, self._pending = (self._pending + chunk).split(b"\n")
         for line in lines:
             if line.strip():
