@@ -17,9 +17,9 @@ PYTEST := $(VENV)/bin/python -m pytest
 # A host under test has one processor, so two of them at a time fill two cores.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # The emulation itself fails in one of a hundred hosts or so (a nested guest that never prints
-# its first line, an agent that starts anew). A test that fails gets a new host once, and the
-# summary names it as a rerun.
-SECOND_TRY := --reruns 1 -rR
+# its first line). A test that fails because its host does not answer is run once more, and the
+# summary names it; an assertion that fails counts at once.
+SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
 .PHONY: demo test test-unit test-system native lint clean
 
