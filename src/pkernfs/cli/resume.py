@@ -19,7 +19,8 @@ def resume(store: Path = DEFAULT_STORE, *, as_json: bool = False) -> int:
     :returns: exit status: 1 when a guest does not run or the store is damaged, else 0.
     :raises PkernfsError: the store can't be mounted.
     """
-    outcome = resuming.resume(Machine(), Places(store))
+    machine = Machine()
+    outcome = resuming.resume(machine, Places.on(machine, store))
     if as_json:
         import dataclasses
         import json

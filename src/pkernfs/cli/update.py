@@ -46,10 +46,12 @@ def update(
     if as_json and not dry_run:
         raise UsageError("--json goes with --dry-run", "after the update: pkernfs report --json")
     request = handover.Request(kernel, initrd, append)
+    machine = Machine()
+    places = Places.on(machine, store)
     if dry_run:
-        _show(handover.dry_run(Machine(), Places(store), request), as_json)
+        _show(handover.dry_run(machine, places, request), as_json)
         return
-    handover.update(Machine(), Places(store), request, lambda line: print(line, flush=True))
+    handover.update(machine, places, request, lambda line: print(line, flush=True))
 
 
 def _show(plan: Plan, as_json: bool) -> None:
@@ -94,7 +96,8 @@ def report(
     from pkernfs.update import report as reporting
     from pkernfs.update.plan import last_update
 
-    machine, places = Machine(), Places(store)
+    machine = Machine()
+    places = Places.on(machine, store)
     require_store(store, machine)
     chosen = update_id or last_update(places, machine)
     if chosen is None:

@@ -34,13 +34,13 @@ def start(
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """Start a guest; without --ram, start one again that was stopped."""
-    from pkernfs.host.machine import require_store
+    from pkernfs.host.machine import Machine, require_store
     from pkernfs.host.ranges import format_size, parse_size
     from pkernfs.vmm import guests
     from pkernfs.vmm.config import Guest, Places
 
     require_store(store)
-    places = Places(store)
+    places = Places.on(Machine(), store)
     size = parse_size(ram) if ram is not None else None
     child = guests.start(places, name, size, arguments or [], qemu=qemu)
     size = Guest(name, places).config().ram_bytes
@@ -55,13 +55,13 @@ def list_(
     import dataclasses
     import json
 
-    from pkernfs.host.machine import require_store
+    from pkernfs.host.machine import Machine, require_store
     from pkernfs.host.ranges import format_size
     from pkernfs.vmm import guests
     from pkernfs.vmm.config import Places
 
     require_store(store)
-    found = guests.list_guests(Places(store))
+    found = guests.list_guests(Places.on(Machine(), store))
     if as_json:
         value = {"schema": "pkernfs-vms/1", "vms": [dataclasses.asdict(guest) for guest in found]}
         print(json.dumps(value, indent=1))
@@ -85,10 +85,10 @@ def stop(
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """Shut a guest down. Its memory is given back; how to start it again is kept."""
-    from pkernfs.host.machine import require_store
+    from pkernfs.host.machine import Machine, require_store
     from pkernfs.vmm import guests
     from pkernfs.vmm.config import Places
 
     require_store(store)
-    guests.stop(Places(store), name, force=force, delete=delete, timeout=timeout)
+    guests.stop(Places.on(Machine(), store), name, force=force, delete=delete, timeout=timeout)
     print(f"{name} is off" + (" and removed" if delete else ""))

@@ -107,9 +107,10 @@ def require_store(store: Path, machine: Machine | None = None) -> None:
         )
 
 
-def mount_store(store: Path, machine: Machine | None = None) -> bool:
+def mount_store(store: Path, machine: Machine | None = None, region: str = "none") -> bool:
     """Load the module and mount the store, whichever of both is not done yet.
 
+    :param region: name of the store's region; "none" is the first one.
     :returns: True when this call mounted it.
     :raises PkernfsError: the module or the mount failed; carries the kernel's reason.
     """
@@ -125,7 +126,7 @@ def mount_store(store: Path, machine: Machine | None = None) -> bool:
             )
     store.mkdir(parents=True, exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"none", os.fsencode(store), FSTYPE.encode(), 0, None):
+    if libc.mount(region.encode(), os.fsencode(store), FSTYPE.encode(), 0, None):
         reason = os.strerror(ctypes.get_errno())
         raise PkernfsError(
             f"the store can't be mounted at {store}: {reason}",

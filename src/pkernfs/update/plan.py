@@ -146,19 +146,23 @@ async def plan_guest(session: Monitor) -> PlannedGuest:
 
 
 def check_space(places: Places, guests: tuple[PlannedGuest, ...]) -> None:
-    """Make sure that all saved states fit into the store.
+    """Make sure that all saved states fit, each into the store of its guest.
 
     :raises PkernfsError: they might not.
     """
-    room = os.statvfs(places.store)
-    free = room.f_bavail * room.f_frsize
-    needed = sum(guest.state_limit for guest in guests) + _STATE_MARGIN
-    if free < needed:
-        raise PkernfsError(
-            f"the store has {format_size(free)} free, the state of the guests may take "
-            f"{needed >> 20} MiB",
-            "stop a guest, or remove its files: pkernfs vm stop NAME --delete",
-        )
+    needed = {places.store: _STATE_MARGIN}
+    for guest in guests:
+        store = places.home_of(guest.name)
+        needed[store] = needed.get(store, _STATE_MARGIN) + guest.state_limit
+    for store, size in needed.items():
+        room = os.statvfs(store)
+        free = room.f_bavail * room.f_frsize
+        if free < size:
+            raise PkernfsError(
+                f"the store at {store} has {format_size(free)} free, the state of its guests "
+                f"may take {size >> 20} MiB",
+                "stop a guest, or remove its files: pkernfs vm stop NAME --delete",
+            )
 
 
 def make(machine: Machine, kernel: Kernel, guests: tuple[PlannedGuest, ...], append: str) -> Plan:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host.machine import Machine, mount_store
+from pkernfs.host.machine import Machine
+from pkernfs.host.stores import mount_stores
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import directory, last_update
 from pkernfs.update.timeline import Timeline
 from pkernfs.vmm import process
-from pkernfs.vmm.config import Guest, Places, Saved
+from pkernfs.vmm.config import Guest, Places, Saved, saved_guests
 
 if TYPE_CHECKING:
     from pkernfs.vmm.monitor import Monitor
@@ -182,16 +184,15 @@ def resume(machine: Machine, places: Places) -> Outcome:
         timeline.mark("begin", "interpreter", ago_ns=ago)
         timeline.mark("end", "interpreter")
         with timeline.phase("mount"):
-            mount_store(places.store, machine)
+            unmounted = mount_stores(machine, places.store)
         update = last_update(places, machine)
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
             stack.callback(timeline.close)
-        guests = [Guest(path.parent.name, places) for path in places.vms.glob("*/saved.json")]
-        started, failed = _start_all(sorted(guests, key=lambda guest: guest.name), timeline)
+        started, failed = _start_all(list(saved_guests(places)), timeline)
         started += _left_behind(machine, places, update)
         results = sorted(failed + _run_all(started, timeline), key=lambda result: result.name)
-        return _finish(places, results, update, timeline)
+        return _finish(places, results, update, timeline, unmounted)
 
 
 def _left_behind(machine: Machine, places: Places, update: str | None) -> list[_Started]:
@@ -232,7 +233,11 @@ def _run_all(started: list[_Started], timeline: Timeline) -> list[Resumed]:
 
 
 def _finish(
-    places: Places, results: list[Resumed], update: str | None, timeline: Timeline
+    places: Places,
+    results: list[Resumed],
+    update: str | None,
+    timeline: Timeline,
+    unmounted: Mapping[Path, PkernfsError],
 ) -> Outcome:
     """What can wait until the guests run: their saved state, the store's check, the report."""
     for result in results:
@@ -240,6 +245,8 @@ def _finish(
         if not result.error:
             Guest(result.name, places).forget_saved()
     store = check_store()
+    if unmounted:
+        store = "; ".join([*(error.what for error in unmounted.values()), store])
     timeline.mark("store", "ok" if store == CLEAN else "damaged", text=store)
     if update is not None and directory(places, update).is_dir():
         from pkernfs.update import report

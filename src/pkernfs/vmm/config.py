@@ -21,7 +21,8 @@ from typing import Any
 
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.files import read_json, sync_directory, write_json
-from pkernfs.host.machine import DEFAULT_STORE
+from pkernfs.host.machine import DEFAULT_STORE, Machine
+from pkernfs.host.stores import stores
 
 CONFIG_SCHEMA = "pkernfs-vm/1"
 SAVED_SCHEMA = "pkernfs-saved/1"
@@ -32,24 +33,46 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
 
 @dataclass(frozen=True)
 class Places:
-    """Where guests live.
+    """Where guests live: in every store of the host, each name once.
 
-    :ivar store: mount point of the store.
+    :ivar store: mount point of the first store. The records of updates lie there, and new
+        guests unless another store is chosen.
     :ivar run: directory for what ends with the running kernel.
+    :ivar others: mount points of the other stores.
     """
 
     store: Path = DEFAULT_STORE
     run: Path = Path("/run/pkernfs")
+    others: tuple[Path, ...] = ()
+
+    @classmethod
+    def on(cls, machine: Machine, store: Path = DEFAULT_STORE) -> Places:
+        """The places of a host with the regions that it has.
+
+        :param store: mount point of the first store; see :func:`pkernfs.host.stores.stores`.
+        :raises PkernfsError: the host's regions can't be read.
+        """
+        return cls(store, others=tuple(other.point for other in stores(machine, store)[1:]))
 
     @property
-    def vms(self) -> Path:
-        """One directory per guest."""
-        return self.store / "vms"
+    def stores(self) -> tuple[Path, ...]:
+        """Mount points of all stores, the first one first."""
+        return (self.store, *self.others)
+
+    def home_of(self, name: str) -> Path:
+        """The store that has a guest of this name; the first one if none has."""
+        found = (store for store in self.others if vms(store, name).exists())
+        return next(found, self.store)
 
     @property
     def updates(self) -> Path:
         """One directory per update."""
         return self.store / "updates"
+
+
+def vms(store: Path, name: str = "") -> Path:
+    """The directory of a store that has one directory per guest, or that of one guest."""
+    return store / "vms" / name
 
 
 def check_name(name: str) -> str:
@@ -66,10 +89,15 @@ def check_name(name: str) -> str:
 
 
 def _members(kind: type[Any], value: dict[str, Any], path: Path) -> dict[str, Any]:
-    wanted = {field.name for field in dataclasses.fields(kind)}
-    if missing := wanted - value.keys():
+    fields = dataclasses.fields(kind)
+    missing = [
+        field.name
+        for field in fields
+        if field.name not in value and field.default is dataclasses.MISSING
+    ]
+    if missing:
         raise PkernfsError(f"{path} lacks {', '.join(sorted(missing))}")
-    return {name: value[name] for name in wanted}
+    return {field.name: value[field.name] for field in fields if field.name in value}
 
 
 @dataclass(frozen=True)
@@ -82,6 +110,7 @@ class GuestConfig:
     :ivar machine: versioned machine type; an alias could mean another machine next time.
     :ivar arguments: all of QEMU's arguments, but those that belong to one start only.
     :ivar directory: working directory, for relative paths in the arguments.
+    :ivar node: NUMA node whose processors run it; None: all of them.
     """
 
     name: str
@@ -91,6 +120,7 @@ class GuestConfig:
     machine: str
     arguments: tuple[str, ...]
     directory: str
+    node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,15 +139,24 @@ class Saved:
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest's files; says nothing of whether it exists."""
+    """A guest's files; says nothing of whether it exists.
+
+    :ivar home: mount point of the store that it lies in; None: wherever it is found.
+    """
 
     name: str
     places: Places
+    home: Path | None = None
+
+    @property
+    def store(self) -> Path:
+        """Mount point of the store that it lies in."""
+        return self.home or self.places.home_of(self.name)
 
     @property
     def directory(self) -> Path:
         """All that must outlive the kernel."""
-        return self.places.vms / self.name
+        return vms(self.store, self.name)
 
     @property
     def runtime(self) -> Path:
@@ -195,7 +234,17 @@ class Guest:
         self.state.unlink(missing_ok=True)
 
 
+def _guests_with(places: Places, file: str) -> Iterator[Guest]:
+    found = ((path, store) for store in places.stores for path in vms(store).glob(f"*/{file}"))
+    for path, store in sorted(found, key=lambda item: item[0].parent.name):
+        yield Guest(path.parent.name, places, store)
+
+
 def all_guests(places: Places) -> Iterator[Guest]:
-    """Every guest of the store, by name."""
-    for config in sorted(places.vms.glob("*/config.json")):
-        yield Guest(config.parent.name, places)
+    """Every guest of every store, by name."""
+    return _guests_with(places, "config.json")
+
+
+def saved_guests(places: Places) -> Iterator[Guest]:
+    """Every guest that an update saved and that waits to be resumed, by name."""
+    return _guests_with(places, "saved.json")

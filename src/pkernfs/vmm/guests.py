@@ -160,14 +160,18 @@ def start(
     *,
     qemu: str = process.DEFAULT_QEMU,
     machine: Machine | None = None,
+    store: Path | None = None,
 ) -> process.Process:
     """Start a guest whose memory and configuration lie in the store.
 
     :param ram_bytes: size of its memory; None to start a guest again that was stopped.
     :param arguments: the user's part of QEMU's arguments.
+    :param store: mount point of the store for a new guest; None: where it is, or the first.
     :raises PkernfsError: it can't be started; nothing is left behind.
     """
     guest = Guest(check_name(name), places)
+    if store is not None and not guest.exists():
+        guest = Guest(name, places, store)
     machine = machine or Machine()
     check_startable(guest)
     if ram_bytes is None:
@@ -180,7 +184,7 @@ def start(
         allocate_ram(guest.ram, config.ram_bytes)
         # Before QEMU runs: a guest that runs and that no update knows of would be lost.
         guest.write_config(config)
-        sync_directory(places.vms)
+        sync_directory(guest.directory.parent)
         child = process.spawn(guest, config, incoming=False)
         asyncio.run(_until_up(guest, child))
     return child
@@ -246,8 +250,9 @@ def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float
     if child is not None:
         asyncio.run(_end(guest, child, force, timeout))
     if delete:
-        shutil.rmtree(guest.directory)
-        sync_directory(places.vms)
+        directory = guest.directory
+        shutil.rmtree(directory)
+        sync_directory(directory.parent)
     else:
         guest.ram.unlink(missing_ok=True)
     shutil.rmtree(guest.runtime, ignore_errors=True)

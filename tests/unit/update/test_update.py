@@ -15,12 +15,14 @@ import pytest
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host import kexec
+from pkernfs.host.bootline import BootLine
 from pkernfs.host.kernels import Kernel
+from pkernfs.host.ranges import Range
 from pkernfs.update import handover, plan, quiesce, report
 from pkernfs.update import resume as resuming
 from pkernfs.update.lock import update_lock
-from pkernfs.vmm import process
-from pkernfs.vmm.config import Guest
+from pkernfs.vmm import guests, process
+from pkernfs.vmm.config import Guest, Places
 from tests.unit.vmm.fakes import RAM, REGION, FakeHost
 
 JUMPED = 77
@@ -105,6 +107,24 @@ def _kexec(host: FakeHost, jumper: FakeKexec) -> None:
     assert os.waitstatus_to_exitcode(status) == JUMPED
     line = plan.read(host.places, plan.last_update(host.places, host.machine) or "").boot_line
     host.boot("7.3.4", "boot-two", line)
+
+
+def test_guests_of_every_store_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
+    second = host.add_region("node1", Range(8 << 30, 1 << 30))
+    assert Places.on(host.machine, host.places.store).stores == host.places.stores
+    host.start("a")
+    guests.start(host.places, "b", RAM, [], machine=host.machine, store=second)
+    assert (second / "vms/b/ram").stat().st_size == RAM
+    _kexec(host, jumper)
+    assert (second / "vms/b/saved.json").exists()
+    line = plan.read(host.places, host.machine.update_marker or "").boot_line
+    assert BootLine.parse(line).regions() == host.machine.regions()
+    outcome = resuming.resume(host.machine, host.places)
+    assert outcome.guests == [resuming.Resumed("a"), resuming.Resumed("b")]
+    assert host.states() == {"a": "running", "b": "running"}
+    assert not (second / "vms/b/state").exists()
+    guests.stop(host.places, "b", force=True, delete=True)
+    assert list((second / "vms").iterdir()) == []
 
 
 def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
@@ -256,7 +276,7 @@ def test_a_store_without_room_for_the_states_stops_the_update(
     real = os.statvfs(host.places.store)
     full = os.statvfs_result((*tuple(real)[:4], 1, *tuple(real)[5:]))
     monkeypatch.setattr(os, "statvfs", lambda _: full)
-    with pytest.raises(PkernfsError, match="state of the guests may take"):
+    with pytest.raises(PkernfsError, match="state of its guests may take"):
         _update(host)
     _all_run_on(host, jumper, "a")
 

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from pkernfs.host.machine import Machine
+from pkernfs.host.ranges import Range, Region
+from pkernfs.host.stores import stores
 from pkernfs.vmm import guests, process
 from pkernfs.vmm.config import Guest, Places, all_guests
 
@@ -65,6 +67,21 @@ class FakeHost:
         self.put(f"boot/vmlinuz-{release}", bzimage(release))
         self.put(f"boot/initrd.img-{release}", b"initrd")
         self.put(f"lib/modules/{release}/updates/dkms/pkernfs.ko", b"\x7fELF")
+
+    def add_region(self, name: str, span: Range) -> Path:
+        """Have one more region, with an empty store that is mounted where pkernfs looks for it."""
+        region = Region(name, span)
+        parameter = self.root / "sys/module/pkernfs/parameters/region"
+        parameter.write_text(f"{parameter.read_text().strip()},{region}\n")
+        with (self.root / "proc/iomem").open("a") as iomem:
+            for what in ("Reserved", "pkernfs"):
+                iomem.write(f"{span.start:x}-{span.end - 1:x} : {what}\n")
+        point = stores(self.machine, self.places.store)[-1].point
+        (point / "vms").mkdir(parents=True)
+        with (self.root / "proc/self/mountinfo").open("a") as mounts:
+            mounts.write(f"23 1 0:21 / {point} rw - pkernfs {name} rw\n")
+        self.places = replace(self.places, others=(*self.places.others, point))
+        return point
 
     def misbehave(self, how: str) -> None:
         """Have every QEMU do something wrong from now on; see fake_qemu.py."""

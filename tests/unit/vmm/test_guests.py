@@ -10,7 +10,7 @@ import pytest
 
 from pkernfs.errors import PkernfsError
 from pkernfs.vmm import guests, process
-from pkernfs.vmm.config import Guest, Saved
+from pkernfs.vmm.config import Guest, Saved, vms
 from tests.unit.vmm.fakes import RAM, FakeHost
 
 
@@ -38,7 +38,7 @@ def test_a_qemu_that_dies_shows_its_own_words_and_leaves_nothing(host: FakeHost)
     host.misbehave("dies")
     with pytest.raises(PkernfsError, match="not a valid device"):
         host.start("web")
-    assert list(host.places.vms.iterdir()) == []
+    assert list(vms(host.places.store).iterdir()) == []
 
 
 def test_a_qemu_that_never_greets_is_ended(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_no_room_is_said_before_qemu_starts(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(PkernfsError, match="no room for 4M"):
         host.start("web")
-    assert list(host.places.vms.iterdir()) == []
+    assert list(vms(host.places.store).iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [0, -2, 4096, (2 << 20) + 1])
