@@ -32,6 +32,7 @@ _TOOLCHAIN_BACKPORTS = ("linux-headers-amd64",)
 _HOST = (
     "busybox-static",
     "ca-certificates",
+    "e2fsprogs",
     "iproute2",
     "kexec-tools",
     "kmod",

@@ -34,7 +34,6 @@ from pkernfs.lab.memory import Layout, RangeFile
 from pkernfs.lab.paths import build_root
 from pkernfs.lab.progress import say
 
-_SCRATCH_BYTES = 2 << 30
 #: Emulated, on a busy machine, with systemd: minutes, not seconds.
 _BOOT_TIMEOUT_S = 300.0
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
@@ -52,6 +51,9 @@ class HostConfig:
     :ivar store: load pkernfs and mount it at /mnt/pkernfs.
     :ivar allowed: regular expressions of kernel log lines that are expected.
     :ivar extra: more arguments for QEMU.
+    :ivar scratch: size of the scratch disk, bytes; sparse.
+    :ivar used: bytes of the RAM that will really be used, for a host with more RAM than this
+        machine has; None: all of it. What is never touched takes nothing.
     :ivar cpus: virtual processors. One, unless races are what is looked for: with more, QEMU
         emulates them in threads of their own, and now and then one executes a breakpoint
         that the kernel had already patched away ("Oops: int3"; a stock kernel patches its
@@ -67,6 +69,8 @@ class HostConfig:
     allowed: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     cpus: int = 1
+    scratch: int = 2 << 30
+    used: int | None = None
 
 
 def _die_with_parent() -> None:
@@ -216,16 +220,15 @@ class Machine:
     def _start(self) -> None:
         undo = self._undo
         config = self.config
-        self.ram_dir = Path(
-            tempfile.mkdtemp(prefix=f"pkernfs-lab-{os.getpid()}-", dir=_ram_home(config.layout.ram))
-        )
+        home = _ram_home(config.used or config.layout.ram)
+        self.ram_dir = Path(tempfile.mkdtemp(prefix=f"pkernfs-lab-{os.getpid()}-", dir=home))
         undo.callback(remove_tree, self.ram_dir)
         self.ram_file = self.ram_dir / "ram"
         self.logs = _new_log_dir()
         self.share = config.share or self.ram_dir / "share"
         self.share.mkdir(exist_ok=True)
         scratch = self.ram_dir / "scratch.ext4"
-        _make_scratch(scratch)
+        _make_scratch(scratch, config.scratch)
         with self.ram_file.open("wb") as file:
             file.truncate(config.layout.ram)
         pairs = {name: socket.socketpair() for name in qemu.LINES}
@@ -304,10 +307,10 @@ def poll(condition: Callable[[], bool], timeout: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def _make_scratch(path: Path) -> None:
+def _make_scratch(path: Path, size: int) -> None:
     """An empty disk that lives as long as the host, kernels come and go."""
     with path.open("wb") as file:
-        file.truncate(_SCRATCH_BYTES)
+        file.truncate(size)
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", str(path)]
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     subprocess.run(command, check=True, env=environment, capture_output=True)

@@ -19,6 +19,7 @@ _KEPT = (
     "drivers/block",
     "drivers/char",
     "drivers/cpufreq",
+    "drivers/dax",
     "drivers/dma",
     "drivers/firmware",
     "drivers/iommu",
@@ -29,6 +30,7 @@ _KEPT = (
     "drivers/net/veth",
     "drivers/net/virtio_net",
     "drivers/net/net_failover",
+    "drivers/nvdimm",
     "drivers/nvme",
     "drivers/pci",
     "drivers/scsi",
@@ -59,7 +61,7 @@ _KEPT = (
     "virt",
 )
 #: Changes when slim() would leave a different tree.
-RECIPE = "modules 4 " + " ".join(_KEPT)
+RECIPE = "modules 5 " + " ".join(_KEPT)
 
 
 def slim(root: Path, version: str) -> None:

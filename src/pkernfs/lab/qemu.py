@@ -21,6 +21,9 @@ AGENT_PORT = "pkernfs.agent"
 #: that the large mappings of guest RAM are exercised; rdrand so that nobody waits for
 #: entropy.
 _CPU = "qemu64,+svm,+npt,+pdpe1gb,+rdrand"
+#: Physical addresses of that model have 40 bits; a host with a TiB of RAM needs more.
+_ADDRESS_LIMIT = 1 << 40
+_MORE_BITS = ",phys-bits=46"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Plan:
             *("-display", "none", "-vga", "none", "-nic", "none"),
             *("-machine", "q35,memory-backend=ram"),
             *("-accel", "tcg,thread=multi"),
-            *("-cpu", _CPU),
+            *("-cpu", self._cpu()),
             *("-smp", str(config.cpus)),
             *("-m", f"{config.layout.ram >> 20}M"),
             *("-object", self._ram()),
@@ -78,6 +81,11 @@ class Plan:
         if not config.store:
             words.append("pkernfs_lab_store=no")
         return " ".join((*words, *config.append))
+
+    def _cpu(self) -> str:
+        # Some addresses below 4 GiB are no RAM, so the RAM ends that much higher.
+        end = self.config.layout.ram + (4 << 30)
+        return _CPU + (_MORE_BITS if end > _ADDRESS_LIMIT else "")
 
     def _ram(self) -> str:
         size = f"{self.config.layout.ram >> 20}M"

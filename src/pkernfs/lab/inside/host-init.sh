@@ -16,13 +16,14 @@ state=/run/pkernfs-lab
 	modprobe -q $kvm
 } &
 
-update= store=yes resume=yes devices=
+update= store=yes resume=yes devices= early=
 read -r line </proc/cmdline
 for word in $line; do
 	case $word in
 	pkernfs_update=*) update=${word#*=} ;;
 	pkernfs_lab_store=*) store=${word#*=} ;;
 	pkernfs_lab_resume=*) resume=${word#*=} ;;
+	pkernfs_lab_early=*) early=${word#*=} ;;
 	elfcorehdr=*) devices=${word#*=} ;;
 	esac
 done
@@ -56,6 +57,8 @@ if [ -n "$update" ] && [ "$resume" = yes ]; then
 	pkernfs resume >$state/resume.log 2>&1
 	echo $? >$state/resume.status
 fi
+# What others run where pkernfs resumes its guests (bench/peers).
+[ -n "$early" ] && try "running $early" "$early"
 
 if [ "$1" != service ]; then
 	ip link set lo up
