@@ -3,40 +3,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pkernfs.errors import PkernfsError
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.update import resume as resuming
 from pkernfs.vmm.config import Places
 
+if TYPE_CHECKING:
+    from pkernfs.update.events import Teller
+    from pkernfs.update.timeline import Timeline
 
-def resume(store: Path = DEFAULT_STORE, *, as_json: bool = False) -> int:
+
+class _Display:
+    """Tells what happens, from the moment on when every QEMU has been started."""
+
+    def __init__(self, stack: contextlib.ExitStack, as_events: bool) -> None:
+        self._stack = stack
+        self._as_events = as_events
+        self._tell: Teller | None = None
+
+    def start(self, timeline: Timeline | None = None) -> None:
+        """Tell what was recorded, and what will be."""
+        from pkernfs.update import display, display_plain
+
+        show = display_plain.show_json if self._as_events else display_plain.show
+        self._tell = self._stack.enter_context(display.shown(show))
+        if timeline is not None:
+            timeline.watch(self._tell)
+
+    def error(self, error: PkernfsError) -> None:
+        """Tell why nothing could be resumed."""
+        if self._as_events:
+            if self._tell is None:
+                self.start()
+            assert self._tell is not None
+            self._tell.error(error)
+
+
+def resume(store: Path = DEFAULT_STORE, *, as_json: bool = False, as_events: bool = False) -> int:
     """Bring the guests back and say what became of each.
 
     :param store: mount point of the store.
-    :param as_json: print one JSON document.
+    :param as_json: print one JSON document at the end, and nothing else.
+    :param as_events: print events instead, a JSON document on each line.
     :returns: exit status: 1 when a guest does not run or the store is damaged, else 0.
     :raises PkernfsError: the store can't be mounted.
     """
     machine = Machine()
-    outcome = resuming.resume(machine, Places.on(machine, store))
+    with contextlib.ExitStack() as stack:
+        display = _Display(stack, as_events)
+        started = (lambda _: None) if as_json else display.start
+        try:
+            outcome = resuming.resume(machine, Places.on(machine, store), started)
+        except PkernfsError as error:
+            display.error(error)
+            raise
     if as_json:
-        import dataclasses
-        import json
-
-        value = {
-            "schema": "pkernfs-resume/1",
-            "vms": [dataclasses.asdict(guest) for guest in outcome.guests],
-            "store": outcome.store,
-        }
-        print(json.dumps(value, indent=1))
+        _print_json(outcome)
     for guest in outcome.guests:
         if guest.error:
             print(f"pkernfs: {guest.error}", file=sys.stderr)
             print(f"hint: {guest.hint}", file=sys.stderr)
-        elif not as_json:
-            print(f"{guest.name} runs again")
     if outcome.store != resuming.CLEAN:
         print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
     return 0 if outcome.good else 1
+
+
+def _print_json(outcome: resuming.Outcome) -> None:
+    import dataclasses
+    import json
+
+    value = {
+        "schema": "pkernfs-resume/1",
+        "vms": [dataclasses.asdict(guest) for guest in outcome.guests],
+        "store": outcome.store,
+    }
+    print(json.dumps(value, indent=1))

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +15,8 @@ from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.vmm.config import Places
 
 if TYPE_CHECKING:
+    from pkernfs.update.display import Show
+    from pkernfs.update.events import Event
     from pkernfs.update.plan import Plan
 
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
@@ -35,23 +40,50 @@ def update(
         bool, typer.Option("--dry-run", help="Check, and show what would be done.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")
+        bool,
+        typer.Option(
+            "--json", help="Print what happens as JSON, one event a line; or the plan (--dry-run)."
+        ),
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print lines, also on a terminal.")
     ] = False,
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """Replace the kernel under the running guests."""
-    from pkernfs.errors import UsageError
-    from pkernfs.update import handover
+    from pkernfs.errors import PkernfsError
+    from pkernfs.update import display, handover
 
-    if as_json and not dry_run:
-        raise UsageError("--json goes with --dry-run", "after the update: pkernfs report --json")
     request = handover.Request(kernel, initrd, append)
     machine = Machine()
     places = Places.on(machine, store)
     if dry_run:
         _show(handover.dry_run(machine, places, request), as_json)
         return
-    handover.update(machine, places, request, lambda line: print(line, flush=True))
+    with display.shown(_display(as_json, plain)) as tell:
+        try:
+            handover.update(machine, places, request, tell)
+        except PkernfsError as error:
+            tell.error(error)
+            raise
+
+
+def _display(as_json: bool, plain: bool) -> Show:
+    """What shows an update. Imported by the process that shows it, not by the update."""
+
+    def show(events: Iterator[Event | None]) -> None:
+        from pkernfs.update import display_plain
+
+        if as_json:
+            display_plain.show_json(events)
+        elif plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+            display_plain.show(events)
+        else:
+            from pkernfs.update import display_live
+
+            display_live.show(events)
+
+    return show
 
 
 def _show(plan: Plan, as_json: bool) -> None:
@@ -75,12 +107,18 @@ def _show(plan: Plan, as_json: bool) -> None:
 
 def resume(
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="Print what happens as JSON, one event a line.")
+    ] = False,
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """In the next kernel: mount the store and bring the guests back."""
     from pkernfs.cli import resume as plain
+    from pkernfs.errors import UsageError
 
-    raise typer.Exit(plain.resume(store, as_json=as_json))
+    if as_json and events:
+        raise UsageError("--json and --events both", "the outcome at the end, or events: one of")
+    raise typer.Exit(plain.resume(store, as_json=as_json, as_events=events))
 
 
 def report(

@@ -20,10 +20,13 @@ from pkernfs.update import plan as planning
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
 from pkernfs.update.quiesce import cancelled_by_signals, quiesced
-from pkernfs.update.timeline import Timeline
+from pkernfs.update.timeline import Record, Timeline
 from pkernfs.vmm import doctor as vmm_doctor
 from pkernfs.vmm.config import Places
 from pkernfs.vmm.monitor import Monitor, monitor, prepared
+
+#: Is shown what happens: the plan once, and every record.
+Watch = Callable[[Plan | Record], None]
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,9 @@ def _jump(machine: Machine, timeline: Timeline) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-async def _update(
-    machine: Machine, places: Places, request: Request, say: Callable[[str], None]
-) -> None:
+async def _update(machine: Machine, places: Places, request: Request, watch: Watch) -> None:
     timeline = Timeline(machine)
+    timeline.watch(watch)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(cancelled_by_signals())
         with timeline.phase("check"):
@@ -113,14 +115,13 @@ async def _update(
         path = planning.write(places, plan)
         timeline.open(path / "timeline.jsonl")
         stack.callback(timeline.close)
-        say(f"update {plan.update}: {plan.kernel_before} -> {plan.kernel_after}")
+        watch(plan)
         try:
             kernel = Kernel(
                 plan.kernel_after, Path(plan.image), Path(plan.initrd) if plan.initrd else None
             )
             with timeline.phase("load"):
                 stack.enter_context(kexec.loaded(kernel, plan.boot_line))
-            say(f"kernel loaded; pausing {len(sessions)} guest(s)")
             await _leave(machine, plan, sessions, timeline)
         except BaseException as error:
             timeline.open(path / "timeline.jsonl")
@@ -135,17 +136,16 @@ async def _leave(machine: Machine, plan: Plan, sessions: list[Monitor], timeline
         _jump(machine, timeline)
 
 
-def update(
-    machine: Machine, places: Places, request: Request, say: Callable[[str], None]
-) -> NoReturn:
+def update(machine: Machine, places: Places, request: Request, watch: Watch) -> NoReturn:
     """Replace the running kernel under the guests. Returns only by an error.
 
-    :param say: shows one line of progress. Nothing is said once guests are paused.
+    :param watch: is shown the plan and every record of the timeline, also while guests are
+        paused: it must neither block nor raise.
     :raises PkernfsError: it failed, nothing has changed, and all guests run on.
     """
     with update_lock(places):
         try:
-            asyncio.run(_update(machine, places, request, say))
+            asyncio.run(_update(machine, places, request, watch))
         except asyncio.CancelledError as error:
             raise PkernfsError(f"{error or 'interrupted'}; nothing was changed") from error
     raise AssertionError("an update came back without an error")

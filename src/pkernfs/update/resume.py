@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,9 +171,13 @@ def _start_all(guests: list[Guest], timeline: Timeline) -> tuple[list[_Started],
     return started, failed
 
 
-def resume(machine: Machine, places: Places) -> Outcome:
+def resume(
+    machine: Machine, places: Places, started: Callable[[Timeline], None] = lambda _: None
+) -> Outcome:
     """Bring back every guest that an update saved. Can be run again for those that failed.
 
+    :param started: is called as soon as every QEMU has been started, the moment for what
+        does not bring guests back, such as telling about them.
     :raises PkernfsError: the store can't be mounted.
     """
     timeline = Timeline(machine)
@@ -189,9 +193,10 @@ def resume(machine: Machine, places: Places) -> Outcome:
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
             stack.callback(timeline.close)
-        started, failed = _start_all(list(saved_guests(places)), timeline)
-        started += _left_behind(machine, places, update)
-        results = sorted(failed + _run_all(started, timeline), key=lambda result: result.name)
+        begun, failed = _start_all(list(saved_guests(places)), timeline)
+        begun += _left_behind(machine, places, update)
+        started(timeline)
+        results = sorted(failed + _run_all(begun, timeline), key=lambda result: result.name)
         return _finish(places, results, update, timeline, unmounted)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,17 @@ class Timeline:
         self._kernel = machine.kernel
         self._fd: int | None = None
         self._waiting: list[bytes] = []
+        self._records: list[Record] = []
+        self._watch: Callable[[Record], None] | None = None
+
+    def watch(self, watch: Callable[[Record], None]) -> None:
+        """Show every record from now on, first those that are there already.
+
+        :param watch: must neither block nor raise: guests may be paused.
+        """
+        self._watch = watch
+        for record in self._records:
+            watch(record)
 
     def open(self, path: Path) -> None:
         """Append to this file from now on, first what was collected until now."""
@@ -92,6 +103,9 @@ class Timeline:
         line = json.dumps(dataclasses.asdict(record)) + "\n"
         self._waiting.append(line.encode())
         self._flush()
+        self._records.append(record)
+        if self._watch is not None:
+            self._watch(record)
 
     @contextlib.contextmanager
     def phase(self, name: str, guest: str | None = None) -> Iterator[None]:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What happens, line by line: for pipes, logs and consoles."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from pkernfs.update.events import Event
+
+#: Phases that need no line of their own: they take no time, or a guest's own line has them.
+_SILENT = frozenset({"interpreter", "run", "kernel"})
+
+
+def size(count: int) -> str:
+    """A number of bytes to be read by people, e.g. ``16 GiB``."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << shift:
+            return f"{count / (1 << shift):.4g} {unit}"
+    return f"{count} B"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, e.g. ``1 guest``, ``2 guests``."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+class Lines:
+    """Turns events into lines."""
+
+    def __init__(self) -> None:
+        self._begun: dict[tuple[str | None, str], float] = {}
+        self._stopped: dict[str, float] = {}
+
+    def of(self, event: Event) -> Iterator[str]:
+        """The lines that an event is worth; often none."""
+        if event.event == "plan" and event.plan is not None:
+            guests = event.plan["guests"]
+            yield f"update {event.subject}, {count(len(guests), 'guest')}"
+            yield f"kernel {event.plan['kernel_before']} -> {event.plan['kernel_after']}"
+        elif event.event == "begin":
+            self._begun[event.guest, event.subject] = event.time_s
+            if event.subject == "kernel":
+                yield "the next kernel starts; there, pkernfs resume brings the guests back"
+        elif event.event == "end":
+            yield from self._ended(event)
+        elif event.event == "moment" and event.guest is not None:
+            yield from self._moment(event, event.guest)
+        elif event.event == "result" and event.subject != "ok":
+            yield f"{event.guest} does not run: {event.text}"
+        elif event.event == "outcome":
+            yield f"{event.subject}: {event.text}" if event.text else event.subject
+
+    def _ended(self, event: Event) -> Iterator[str]:
+        begun = self._begun.pop((event.guest, event.subject), None)
+        if begun is None or event.guest is not None or event.subject in _SILENT:
+            return
+        yield f"{event.subject:<10} {event.time_s - begun:8.3f} s"
+
+    def _moment(self, event: Event, guest: str) -> Iterator[str]:
+        if event.subject == "stopped":
+            self._stopped[guest] = event.time_s
+            yield f"{guest} is paused"
+        elif event.subject == "state bytes":
+            yield f"{guest} is saved, {size(int(event.text))}"
+        elif event.subject == "running":
+            stopped = self._stopped.pop(guest, None)
+            after = f", paused for {event.time_s - stopped:.3f} s" if stopped is not None else ""
+            yield f"{guest} runs again{after}"
+
+
+def show(events: Iterable[Event | None]) -> None:
+    """Print lines as things happen."""
+    lines = Lines()
+    for event in events:
+        for line in lines.of(event) if event is not None else ():
+            print(line, flush=True)
+
+
+def show_json(events: Iterable[Event | None]) -> None:
+    """Print every event as a line of JSON."""
+    for event in events:
+        if event is not None:
+            sys.stdout.buffer.write(event.to_line())
+            sys.stdout.buffer.flush()
