@@ -82,13 +82,14 @@ def write(places: Places, plan: Plan) -> Path:
     path.mkdir(parents=True, mode=0o700)
     write_json(path / "plan.json", {"schema": PLAN_SCHEMA, **dataclasses.asdict(plan)})
     write_atomic(places.updates / "last", plan.update + "\n")
-    _forget_old(places)
+    _forget_old(places, path)
     return path
 
 
-def _forget_old(places: Places) -> None:
-    old = sorted(path for path in places.updates.iterdir() if path.is_dir())
-    for path in old[:-_KEPT_UPDATES]:
+def _forget_old(places: Places, newest: Path) -> None:
+    # Ids of the same second are in no order: the newest is known, not found.
+    old = sorted(path for path in places.updates.iterdir() if path.is_dir() and path != newest)
+    for path in old[: 1 - _KEPT_UPDATES]:
         shutil.rmtree(path, ignore_errors=True)
 
 
