@@ -88,7 +88,10 @@ async def quiesced(
 
 @contextlib.contextmanager
 def cancelled_by_signals() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP cancel the current task, once, within the block."""
+    """Let SIGINT, SIGTERM and SIGHUP cancel the current task, once, within the block.
+
+    Ctrl-Z does nothing meanwhile: it would stop this program, and paused guests with it.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -105,8 +108,10 @@ def cancelled_by_signals() -> Iterator[None]:
 
     for number in numbers:
         loop.add_signal_handler(number, give_up)
+    stop = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTSTP, stop)
         for number in numbers:
             loop.remove_signal_handler(number)

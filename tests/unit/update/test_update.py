@@ -291,6 +291,7 @@ def test_a_signal_while_a_guest_is_paused_lets_it_run_on(
     def send() -> None:
         _wait_until_paused(host)
         host.misbehave("")
+        os.kill(os.getpid(), signal.SIGTSTP)  # Ctrl-Z must not hold a paused guest
         os.kill(os.getpid(), number)
 
     sender = threading.Thread(target=send)
