@@ -206,6 +206,9 @@ def test_a_jump_that_fails_lets_all_run_on(host: FakeHost, jumper: FakeKexec) ->
     value = report.build(host.places, update)
     assert value["outcome"] == "rolled back"
     assert "refuses to start" in value["text"]
+    # They were paused for nothing, and it says for how long.
+    assert [(vm["name"], vm["survived"]) for vm in value["vms"]] == [("a", True), ("b", True)]
+    assert all(0 < vm["blackout_s"] < 60 for vm in value["vms"])
 
 
 @pytest.mark.parametrize(
