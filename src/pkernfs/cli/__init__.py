@@ -26,6 +26,8 @@ VERBS = {
     "check": "store",
     "dump": "store",
     "doctor": "host",
+    "reserve": "reserve",
+    "mount": "mount",
     "vm": "vm",
     "device": "device",
     "update": "update",

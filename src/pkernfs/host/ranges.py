@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pkernfs.errors import PkernfsError
@@ -60,8 +61,55 @@ class Range:
         """Have both ranges a byte in common?"""
         return self.start < other.end and other.start < self.end
 
+    @classmethod
+    def between(cls, start: int, end: int) -> Range:
+        """The range from one address up to, and without, another."""
+        return cls(start, end - start)
+
+    def aligned(self, unit: int) -> Range | None:
+        """The largest part that begins and ends on a multiple of ``unit``, if there is one."""
+        start, end = -(-self.start // unit) * unit, self.end // unit * unit
+        return Range.between(start, end) if start < end else None
+
     def __str__(self) -> str:
         return f"{format_size(self.size)} at {self.start:#x}"
+
+
+def merge(ranges: Iterable[Range]) -> list[Range]:
+    """The same memory in as few ranges as can be, by address."""
+    found: list[Range] = []
+    for item in sorted(item for item in ranges if item.size > 0):
+        if found and item.start <= found[-1].end:
+            last = found.pop()
+            item = Range.between(last.start, max(last.end, item.end))
+        found.append(item)
+    return found
+
+
+def common(some: Iterable[Range], others: Iterable[Range]) -> list[Range]:
+    """The memory that lies in both, merged."""
+    others = list(others)
+    shared = (
+        Range.between(max(a.start, b.start), min(a.end, b.end))
+        for a in some
+        for b in others
+        if a.overlaps(b)
+    )
+    return merge(shared)
+
+
+def without(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """The memory of ``ranges`` that lies in none of ``holes``, merged."""
+    found = []
+    holes = merge(holes)
+    for item in merge(ranges):
+        start = item.start
+        for hole in holes:
+            if hole.overlaps(Range.between(start, item.end)):
+                found.append(Range.between(start, max(start, hole.start)))
+                start = max(start, hole.end)
+        found.append(Range.between(start, max(start, item.end)))
+    return merge(found)
 
 
 @dataclass(frozen=True)
