@@ -76,7 +76,7 @@ def make(
     if where.file is None:
         raise UsageError(
             f"{where.text} is held by the module",
-            "mount it with '-o init' if it was never used, else modprobe -r pkernfs first",
+            "pkernfs mount --init if it was never used, else modprobe -r pkernfs first",
         )
     if base is not None and where.base is not None:
         raise UsageError("a range SIZE!START says its address itself", "leave out --base")
@@ -91,26 +91,39 @@ def make(
 def check(
     target: _Target = None, offset: _Offset = None, size: _Size = None, json_: _Json = False
 ) -> None:
-    """Check a store. Changes nothing, and can look at one that is mounted.
+    """Check a store, or without TARGET those of all regions.
 
-    Prints a line per finding and one that sums up. Exit status: 0 clean, 1 damaged,
-    2 not a store or not readable. What a crash left over is no damage: the next mount
-    clears it.
+    Changes nothing, and can look at one that is mounted. Prints a line per finding and
+    one that sums up. Exit status: 0 clean, 1 damaged, 2 not a store or not readable; of
+    several stores, the worst. What a crash left over is no damage: the next mount clears it.
     """
-    try:
-        name, result = _check(target, offset, size)
-    except PkernfsError as error:
-        error.status = 2
-        raise
-    if json_:
+    from pkernfs.store.regions import region_names
+
+    targets: list[str | None] = [target]
+    if target is None and len(names := region_names()) > 1:
+        targets = [*names]
+    worst = 0
+    for one in targets:
+        try:
+            name, result = _check(one, offset, size)
+        except PkernfsError as error:
+            error.status = 2
+            raise
+        _show_check(name, result, json_)
+        worst = max(worst, int(result.verdict))
+    raise typer.Exit(worst)
+
+
+def _show_check(name: str, result: CheckResult, as_json: bool) -> None:
+    """One store's result: a JSON document in a line, or lines of text."""
+    if as_json:
         from pkernfs.store.export import check_value
 
         print(json.dumps({"schema": "pkernfs-check/1", "target": name} | check_value(result)))
-    else:
-        for finding in result.findings:
-            print(finding)
-        print(f"{name}: {_summary(result)}")
-    raise typer.Exit(int(result.verdict))
+        return
+    for finding in result.findings:
+        print(finding)
+    print(f"{name}: {_summary(result)}")
 
 
 def dump(

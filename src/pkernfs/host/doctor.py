@@ -6,6 +6,7 @@ What concerns QEMU is in pkernfs.vmm.doctor.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host import kernels, kexec
-from pkernfs.host.bootline import REGION, is_reserved, reserving_word
+from pkernfs.host.bootline import is_reserved, reserving_word
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import FSTYPE, MODULE, Machine
 from pkernfs.host.ranges import Region
+from pkernfs.host.stores import Store, stores
 
 
 class Status(enum.Enum):
@@ -66,7 +68,7 @@ def _range(machine: Machine) -> Iterator[Finding]:
         yield blocker(
             topic,
             "no range of memory is given to pkernfs",
-            f"add to the boot line: memmap=SIZE$START {REGION}=SIZE!START (in GRUB: \\$)",
+            "pkernfs reserve --size SIZE, then reboot",
         )
     for region in regions:
         yield from _region(machine, region)
@@ -171,8 +173,29 @@ def _mount(machine: Machine, store: Path) -> Iterator[Finding]:
         yield blocker(
             "store",
             f"{store} has a {found} filesystem" if found else f"nothing is mounted at {store}",
-            f"mount -t {FSTYPE} none {store} (pkernfs make first, on a new range)",
+            "pkernfs mount (on a new range: pkernfs mount --init)",
         )
+    with contextlib.suppress(PkernfsError):  # the range's own finding
+        for other in stores(machine, store)[1:]:
+            yield _other_store(machine, other)
+
+
+def _other_store(machine: Machine, store: Store) -> Finding:
+    """A store beyond the first: none has to be there, but guests are looked for at its place."""
+    if machine.filesystem_of(store.point) == FSTYPE:
+        return ok("store", f"mounted at {store.point}")
+    elsewhere = sorted(machine.mounts_of(store.name))
+    if elsewhere:
+        return blocker(
+            "store",
+            f"region {store.name} is mounted at {elsewhere[0]}: guests there would not be found",
+            f"umount {elsewhere[0]}, then pkernfs mount: it belongs at {store.point}",
+        )
+    return note(
+        "store",
+        f"nothing is mounted at {store.point}",
+        "pkernfs mount (on a new range: pkernfs mount --init)",
+    )
 
 
 def _kexec(machine: Machine) -> Iterator[Finding]:

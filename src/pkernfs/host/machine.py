@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import subprocess
@@ -92,6 +93,16 @@ class Machine:
                 return match[2]
         return None
 
+    def mounts_of(self, region: str) -> set[Path]:
+        """Where the store of a region is mounted; the module names it as the mount's source."""
+        lines = (self.read("proc/self/mountinfo") or "").splitlines()
+        parts = (line.partition(" - ") for line in lines)
+        return {
+            Path(before.split()[4])
+            for before, _, after in parts
+            if after.split()[:2] == [FSTYPE, region]
+        }
+
 
 def require_store(store: Path, machine: Machine | None = None) -> None:
     """Make sure that a store is mounted.
@@ -103,14 +114,34 @@ def require_store(store: Path, machine: Machine | None = None) -> None:
         what = f"is a {found} filesystem" if found else "is not a mount point"
         raise PkernfsError(
             f"no store at {store}: it {what}",
-            f"mount it: mount -t {FSTYPE} none {store} (pkernfs doctor says what is missing)",
+            "pkernfs mount (pkernfs doctor says what is missing)",
         )
 
 
-def mount_store(store: Path, machine: Machine | None = None, region: str = "none") -> bool:
+#: What the module means by an error (find_super() and check_super() in kernel/fs/load.c,
+#: pkernfs_get_tree() in kernel/fs/super.c).
+_REFUSED = {
+    errno.EINVAL: ("there is no store in the region", "pkernfs mount --init makes one"),
+    errno.EOPNOTSUPP: (
+        "a newer version of pkernfs made it",
+        "install that version, or boot the kernel that has it; nothing was changed",
+    ),
+    errno.ENXIO: (
+        "it was made for a range of another size or place",
+        "reserve the same range again: dmesg says which; nothing was changed",
+    ),
+    errno.EUCLEAN: ("it is damaged", "pkernfs check says where; nothing was changed"),
+    errno.ENODEV: ("there is no such region", "ls /sys/fs/pkernfs"),
+}
+
+
+def mount_store(
+    store: Path, machine: Machine | None = None, region: str = "none", *, init: bool = False
+) -> bool:
     """Load the module and mount the store, whichever of both is not done yet.
 
     :param region: name of the store's region; "none" is the first one.
+    :param init: make a store first if the range was never used.
     :returns: True when this call mounted it.
     :raises PkernfsError: the module or the mount failed; carries the kernel's reason.
     """
@@ -118,18 +149,25 @@ def mount_store(store: Path, machine: Machine | None = None, region: str = "none
     if machine.filesystem_of(store) == FSTYPE:
         return False
     if not machine.module_loaded():
-        done = subprocess.run(["modprobe", MODULE], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise PkernfsError(
-                f"the kernel module does not load: {done.stderr.strip()}",
-                f"the kernel log has the reason; the module must be installed for {machine.kernel}",
-            )
+        load_module(machine)
     store.mkdir(parents=True, exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(region.encode(), os.fsencode(store), FSTYPE.encode(), 0, None):
-        reason = os.strerror(ctypes.get_errno())
-        raise PkernfsError(
-            f"the store can't be mounted at {store}: {reason}",
-            "the kernel log has the reason; pkernfs check names damage; nothing was changed",
-        )
+    data = b"init" if init else None
+    if libc.mount(region.encode(), os.fsencode(store), FSTYPE.encode(), 0, data):
+        code = ctypes.get_errno()
+        reason, hint = _REFUSED.get(code, (os.strerror(code), "dmesg has the reason"))
+        raise PkernfsError(f"the store can't be mounted at {store}: {reason}", hint)
     return True
+
+
+def load_module(machine: Machine) -> None:
+    """Load the module.
+
+    :raises PkernfsError: it does not load.
+    """
+    done = subprocess.run(["modprobe", MODULE], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PkernfsError(
+            f"the kernel module does not load: {done.stderr.strip()}",
+            f"the kernel log has the reason; the module must be installed for {machine.kernel}",
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host.machine import DEFAULT_STORE, MODULE, Machine, mount_store
+from pkernfs.host.machine import DEFAULT_STORE, MODULE, Machine, load_module, mount_store
 from pkernfs.host.ranges import Region
 
 
@@ -40,18 +40,29 @@ def stores(machine: Machine, first: Path = DEFAULT_STORE) -> tuple[Store, ...]:
     return tuple(found)
 
 
-def mount_stores(machine: Machine, first: Path = DEFAULT_STORE) -> dict[Path, PkernfsError]:
+def mount_stores(
+    machine: Machine, first: Path = DEFAULT_STORE, *, init: bool = False
+) -> dict[Path, PkernfsError]:
     """Load the module and mount every store that is not mounted yet.
 
     :param first: mount point of the first store.
+    :param init: make a store in a range that was never used.
     :returns: what failed, by mount point. One that fails does not hold the others back.
-    :raises PkernfsError: the first store can't be mounted.
+    :raises PkernfsError: the module does not load, or no store can be mounted.
     """
-    mount_store(first, machine)
+    if not machine.module_loaded():
+        load_module(machine)
     failed = {}
-    for store in stores(machine, first)[1:]:
+    found = stores(machine, first)
+    if not found:
+        raise PkernfsError(
+            "no range of memory is given to pkernfs", "pkernfs reserve --size SIZE, then reboot"
+        )
+    for store in found:
         try:
-            mount_store(store.point, machine, store.name)
+            mount_store(store.point, machine, store.name, init=init)
         except PkernfsError as error:
             failed[store.point] = error
+    if failed and len(failed) == len(found):
+        raise failed[first]
     return failed

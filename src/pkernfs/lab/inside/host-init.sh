@@ -51,6 +51,9 @@ if [ "$store" = yes ]; then
 	option=init
 	[ -n "$update" ] && option=defaults
 	try "mounting the store" mount -t pkernfs -o $option none /mnt/pkernfs
+	# Those of further regions; after an update pkernfs resume mounts them.
+	set -- "$1" /sys/fs/pkernfs/*
+	[ $# -gt 2 ] && [ -z "$update" ] && try "mounting all stores" pkernfs mount --init
 fi
 wait
 if [ -n "$update" ] && [ "$resume" = yes ]; then
