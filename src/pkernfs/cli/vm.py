@@ -31,6 +31,13 @@ def start(
     ] = None,
     ram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory, e.g. 4G.")] = None,
     qemu: Annotated[str, typer.Option(metavar="FILE", help="QEMU to run.")] = "qemu-system-x86_64",
+    node: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="NUMA node for its memory and its processors."),
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Region for its memory.")
+    ] = None,
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """Start a guest; without --ram, start one again that was stopped."""
@@ -42,9 +49,15 @@ def start(
     require_store(store)
     places = Places.on(Machine(), store)
     size = parse_size(ram) if ram is not None else None
-    child = guests.start(places, name, size, arguments or [], qemu=qemu)
-    size = Guest(name, places).config().ram_bytes
-    print(f"{name} runs: {format_size(size)} of memory in {store}, process {child.pid}")
+    home = None
+    if node is not None or region is not None:
+        from pkernfs.vmm.placement import choose_store
+
+        home = choose_store(Machine(), store, node, region)
+    child = guests.start(places, name, size, arguments or [], qemu=qemu, store=home, node=node)
+    guest = Guest(name, places)
+    size = guest.config().ram_bytes
+    print(f"{name} runs: {format_size(size)} of memory in {guest.store}, process {child.pid}")
 
 
 def list_(

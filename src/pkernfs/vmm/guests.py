@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -161,17 +162,19 @@ def start(
     qemu: str = process.DEFAULT_QEMU,
     machine: Machine | None = None,
     store: Path | None = None,
+    node: int | None = None,
 ) -> process.Process:
     """Start a guest whose memory and configuration lie in the store.
 
     :param ram_bytes: size of its memory; None to start a guest again that was stopped.
     :param arguments: the user's part of QEMU's arguments.
     :param store: mount point of the store for a new guest; None: where it is, or the first.
+    :param node: NUMA node whose processors shall run it; None: any, or as it was.
     :raises PkernfsError: it can't be started; nothing is left behind.
     """
     guest = Guest(check_name(name), places)
-    if store is not None and not guest.exists():
-        guest = Guest(name, places, store)
+    if store is not None:
+        guest = _in_store(guest, store)
     machine = machine or Machine()
     check_startable(guest)
     if ram_bytes is None:
@@ -180,6 +183,8 @@ def start(
         config = guest.config()
     else:
         config = plan_config(guest, ram_bytes, arguments, qemu, machine)
+    if node is not None:
+        config = dataclasses.replace(config, node=node)
     with _new_directory(guest):
         allocate_ram(guest.ram, config.ram_bytes)
         # Before QEMU runs: a guest that runs and that no update knows of would be lost.
@@ -188,6 +193,19 @@ def start(
         child = process.spawn(guest, config, incoming=False)
         asyncio.run(_until_up(guest, child))
     return child
+
+
+def _in_store(guest: Guest, store: Path) -> Guest:
+    """The guest in this store; it is in no other.
+
+    :raises PkernfsError: it is.
+    """
+    if guest.exists() and guest.store != store:
+        raise PkernfsError(
+            f"guest {guest.name} lies in the store at {guest.store}, not in the one at {store}",
+            f"to move it: pkernfs vm stop {guest.name} --delete, then start it anew",
+        )
+    return Guest(guest.name, guest.places, store)
 
 
 async def _until_up(guest: Guest, child: process.Process) -> None:

@@ -122,6 +122,16 @@ def log_tail(guest: Guest, lines: int = 5) -> str:
     return "; ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
 
 
+def _processors(config: GuestConfig) -> contextlib.AbstractContextManager[None]:
+    """What is started within the block runs on the processors of the guest's node."""
+    if config.node is None:
+        return contextlib.nullcontext()
+    from pkernfs.host import numa
+    from pkernfs.host.machine import Machine
+
+    return numa.running_on(numa.cpus(Machine(), config.node))
+
+
 def spawn(guest: Guest, config: GuestConfig, *, incoming: bool) -> Process:
     """Start QEMU. It can be talked to at ``guest.socket`` as soon as this returns.
 
@@ -135,15 +145,16 @@ def spawn(guest: Guest, config: GuestConfig, *, incoming: bool) -> Process:
         listener.listen(1)
         command = start_arguments(config, listener.fileno(), incoming=incoming)
         try:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=config.directory if Path(config.directory).is_dir() else "/",
-                pass_fds=(listener.fileno(),),
-                start_new_session=True,
-            )
+            with _processors(config):
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=config.directory if Path(config.directory).is_dir() else "/",
+                    pass_fds=(listener.fileno(),),
+                    start_new_session=True,
+                )
         except OSError as error:
             raise PkernfsError(f"can't start {config.qemu}: {error.strerror}") from error
     began = _start_time(child.pid) or ""
