@@ -7,6 +7,7 @@ For tests of what happens around a guest. What happens in one is the witness's b
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pkernfs.lab.machine import Machine
@@ -37,11 +38,12 @@ class Tick:
 
     host: Machine
     name: str
+    store: str = "/mnt/pkernfs"
 
     @property
     def directory(self) -> str:
         """Its files in the store."""
-        return f"/mnt/pkernfs/vms/{self.name}"
+        return f"{self.store}/vms/{self.name}"
 
     def count(self) -> int:
         """How far it has counted by now; 0 before it began."""
@@ -65,8 +67,18 @@ class Tick:
         self.wait_count(self.count() + 3)
 
 
-def start(host: Machine, name: str, ram: str = "32M") -> Tick:
-    """Start a counting guest and wait until it counts."""
+def start(
+    host: Machine,
+    name: str,
+    ram: str = "32M",
+    options: Sequence[str] = (),
+    store: str = "/mnt/pkernfs",
+) -> Tick:
+    """Start a counting guest and wait until it counts.
+
+    :param options: more of ``pkernfs vm start``.
+    :param store: where its files are then.
+    """
     (host.share / "tick.img").write_bytes(IMAGE)
     host.sh(f"cp /mnt/share/tick.img {_DISK}; : >/mnt/scratch/{name}.log").check()
     arguments = [
@@ -75,7 +87,8 @@ def start(host: Machine, name: str, ram: str = "32M") -> Tick:
         *("-chardev", f"file,id=log,path=/mnt/scratch/{name}.log,append=on"),
         *("-serial", "chardev:log"),
     ]
-    host.run(["pkernfs", "vm", "start", name, "--ram", ram, "--", *arguments]).check()
-    guest = Tick(host, name)
+    command = ["pkernfs", "vm", "start", name, "--ram", ram, *options]
+    host.run([*command, "--", *arguments]).check()
+    guest = Tick(host, name, store)
     guest.wait_count(3)
     return guest

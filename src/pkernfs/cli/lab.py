@@ -13,12 +13,16 @@ from pkernfs.errors import UsageError
 
 if TYPE_CHECKING:
     from pkernfs.lab.machine import HostConfig
+    from pkernfs.lab.memory import Layout
 
 _Kernel = Annotated[
     str, typer.Option("--kernel", metavar="NAME", help="Kernel to boot: 6.12 or 7.3.")
 ]
 _Region = Annotated[
-    str, typer.Option("--region", metavar="SIZE", help="Size of the range for pkernfs.")
+    str, typer.Option("--region", metavar="SIZE", help="Size of the range for pkernfs; 0: none.")
+]
+_Nodes = Annotated[
+    int, typer.Option("--nodes", metavar="N", min=1, help="NUMA nodes, each with such a range.")
 ]
 _Share = Annotated[
     Path | None, typer.Option("--share", metavar="DIR", help="Directory to see as /mnt/share.")
@@ -67,6 +71,7 @@ def run(
     region: _Region = "1G",
     share: _Share = None,
     ram: _Ram = None,
+    nodes: _Nodes = 1,
     append: _Append = "",
     systemd: _Systemd = False,
     no_store: _NoStore = False,
@@ -75,7 +80,8 @@ def run(
     """Boot a host with pkernfs at /mnt/pkernfs, run CMD in it, exit with its status."""
     from pkernfs.lab import session
 
-    config = _config(kernel, region, share, ram, append, systemd, no_store)
+    layout = _layout(region, ram, nodes)
+    config = _config(kernel, layout, share, append, systemd, no_store)
     sys.exit(session.run_command(config, command, timeout))
 
 
@@ -84,6 +90,7 @@ def shell(
     region: _Region = "1G",
     share: _Share = None,
     ram: _Ram = None,
+    nodes: _Nodes = 1,
     append: _Append = "",
     systemd: _Systemd = False,
     no_store: _NoStore = False,
@@ -91,7 +98,8 @@ def shell(
     """Boot a host and work in it. Survives a live update; the host ends with the shell."""
     from pkernfs.lab import session
 
-    session.shell(_config(kernel, region, share, ram, append, systemd, no_store))
+    layout = _layout(region, ram, nodes)
+    session.shell(_config(kernel, layout, share, append, systemd, no_store))
 
 
 def demo(
@@ -112,26 +120,30 @@ def demo(
         sys.exit(1)
 
 
+def _layout(region: str, ram: str | None, nodes: int) -> Layout:
+    from pkernfs.host.ranges import parse_size
+    from pkernfs.lab.memory import Layout
+
+    return Layout.of(parse_size(region), parse_size(ram) if ram else None, nodes)
+
+
 def _config(
     kernel: str,
-    region: str,
+    layout: Layout,
     share: Path | None,
-    ram: str | None,
     append: str,
     systemd: bool,
     no_store: bool,
 ) -> HostConfig:
-    from pkernfs.host.ranges import parse_size
     from pkernfs.lab.machine import HostConfig
-    from pkernfs.lab.memory import Layout
 
     if share is not None and not share.is_dir():
         raise UsageError(f"{share} is not a directory", "name one that is there: --share DIR")
     return HostConfig(
         kernel=kernel,
-        layout=Layout.of(parse_size(region), parse_size(ram) if ram else None),
+        layout=layout,
         share=share.resolve() if share else None,
         append=tuple(append.split()),
         systemd=systemd,
-        store=not no_store,
+        store=not no_store and layout.region > 0,
     )

@@ -190,7 +190,7 @@ class Machine:
 
     @property
     def range_file(self) -> RangeFile:
-        """The region, readable from outside at any moment."""
+        """The (first) region, readable from outside at any moment."""
         return RangeFile(self.ram_file, self.config.layout.offset, self.config.layout.region)
 
     @property
@@ -229,8 +229,9 @@ class Machine:
         self.share.mkdir(exist_ok=True)
         scratch = self.ram_dir / "scratch.ext4"
         _make_scratch(scratch, config.scratch)
-        with self.ram_file.open("wb") as file:
-            file.truncate(config.layout.ram)
+        for node, size in enumerate(config.layout.nodes or (config.layout.ram,)):
+            with qemu.ram_file(self.ram_file, node).open("wb") as file:
+                file.truncate(size)
         pairs = {name: socket.socketpair() for name in qemu.LINES}
         plan = qemu.Plan(
             config=config,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a virtual host's RAM and its range lie, inside and in the file that backs it."""
+"""Where a virtual host's RAM and its ranges lie, inside and in the files that back it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import UsageError
-from pkernfs.host.ranges import format_size
+from pkernfs.host.ranges import Range, Region, format_size
+from pkernfs.host.reserve import boot_words
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -17,6 +18,8 @@ _SPLIT_FROM = 0xB0000000
 _LOW = 2 * GIB
 HIGH_START = 4 * GIB
 _BLOCK = 2 * MIB
+#: What a further NUMA node has beside its region, and what its start needs to a full GiB.
+_BESIDE = GIB
 
 
 @dataclass(frozen=True)
@@ -24,19 +27,25 @@ class Layout:
     """A host's memory.
 
     :ivar ram: bytes in all.
-    :ivar region: bytes of the range that pkernfs gets; it begins at 4 GiB.
+    :ivar region: bytes of each range that pkernfs gets, one on every node; 0 for none. The
+        first begins at 4 GiB.
+    :ivar nodes: bytes of each NUMA node; empty for a host without such.
     """
 
     ram: int
     region: int
+    nodes: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, region: int | None = None, ram: int | None = None) -> Layout:
+    def of(cls, region: int | None = None, ram: int | None = None, nodes: int = 1) -> Layout:
         """The layout for what the user asked for; what was not named is chosen to fit.
 
+        :param nodes: how many NUMA nodes.
         :raises UsageError: it does not fit.
         """
-        region = region or GIB
+        region = GIB if region is None else region
+        if nodes > 1:
+            return cls._of_nodes(region, ram, nodes)
         ram = ram or _LOW + max(region, GIB)
         if region % _BLOCK or ram % _BLOCK:
             raise UsageError("region and RAM are multiples of 2 MiB", "for example --region 1G")
@@ -48,16 +57,44 @@ class Layout:
             )
         return cls(ram, region)
 
+    @classmethod
+    def _of_nodes(cls, region: int, ram: int | None, nodes: int) -> Layout:
+        """Nodes of which each has a region, or room for one."""
+        if ram is not None or region % GIB:
+            raise UsageError(
+                "on NUMA nodes a region has whole GiB, and the RAM follows from that",
+                "for example --nodes 2 --region 1G, without --ram",
+            )
+        high = max(region, GIB)
+        # A node all of whose memory is reserved is none to the kernel.
+        sizes = (_LOW + high, *(high + _BESIDE for _ in range(nodes - 1)))
+        return cls(sum(sizes), region, sizes)
+
     @property
     def offset(self) -> int:
         """Where the region begins in the file that backs the RAM, bytes."""
         return _LOW
 
+    def high(self, node: int) -> Range:
+        """The addresses of a node's memory from 4 GiB on."""
+        start = HIGH_START - _LOW + sum(self.nodes[:node])
+        return Range.between(max(start, HIGH_START), start + self.nodes[node])
+
+    def regions(self) -> tuple[Region, ...]:
+        """The regions that the boot line names."""
+        if not self.region:
+            return ()
+        if not self.nodes:
+            return (Region("", Range(HIGH_START, self.region)),)
+        return tuple(
+            Region(f"node{node}", Range(-(-self.high(node).start // GIB) * GIB, self.region))
+            for node in range(len(self.nodes))
+        )
+
     @property
-    def boot_words(self) -> tuple[str, str]:
-        """The words of the boot line that reserve the region and name it."""
-        place = f"{format_size(self.region)}{{}}{format_size(HIGH_START)}"
-        return f"memmap={place.format('$')}", f"pkernfs.region={place.format('!')}"
+    def boot_words(self) -> tuple[str, ...]:
+        """The words of the boot line that reserve the regions and name them."""
+        return boot_words(self.regions())
 
 
 @dataclass(frozen=True)

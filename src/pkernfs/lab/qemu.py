@@ -26,6 +26,14 @@ _ADDRESS_LIMIT = 1 << 40
 _MORE_BITS = ",phys-bits=46"
 
 
+def ram_file(first: Path, node: int) -> Path:
+    """The file that backs a NUMA node's RAM.
+
+    :param first: that of the first node.
+    """
+    return first.with_name(f"{first.name}{node}") if node else first
+
+
 @dataclass(frozen=True)
 class Plan:
     """All that goes into the command line.
@@ -50,12 +58,12 @@ class Plan:
             PROGRAM,
             *("-nodefaults", "-no-user-config", "-no-reboot"),
             *("-display", "none", "-vga", "none", "-nic", "none"),
-            *("-machine", "q35,memory-backend=ram"),
+            *("-machine", "q35" if config.layout.nodes else "q35,memory-backend=ram"),
             *("-accel", "tcg,thread=multi"),
             *("-cpu", self._cpu()),
             *("-smp", str(config.cpus)),
             *("-m", f"{config.layout.ram >> 20}M"),
-            *("-object", self._ram()),
+            *self._ram(),
             # Before any device that it translates for.
             *("-device", "intel-iommu,intremap=on"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
@@ -87,9 +95,19 @@ class Plan:
         end = self.config.layout.ram + (4 << 30)
         return _CPU + (_MORE_BITS if end > _ADDRESS_LIMIT else "")
 
-    def _ram(self) -> str:
-        size = f"{self.config.layout.ram >> 20}M"
-        return f"memory-backend-file,id=ram,size={size},mem-path={self.ram},share=on"
+    def _ram(self) -> list[str]:
+        """One object for all of it, or one for each NUMA node."""
+        layout = self.config.layout
+        words = []
+        for node, size in enumerate(layout.nodes or (layout.ram,)):
+            name = f"ram{node or ''}"
+            backend = f"memory-backend-file,id={name},size={size >> 20}M,share=on"
+            words += ["-object", f"{backend},mem-path={ram_file(self.ram, node)}"]
+        for node in range(len(layout.nodes)):
+            # All processors are the first node's; further ones have memory only.
+            cpus = f",cpus=0-{self.config.cpus - 1}" if node == 0 else ""
+            words += ["-numa", f"node,nodeid={node},memdev=ram{node or ''}{cpus}"]
+        return words
 
     def _serial_lines(self) -> list[str]:
         words = []

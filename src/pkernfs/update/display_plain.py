@@ -31,7 +31,6 @@ class Lines:
     def __init__(self) -> None:
         self._begun: dict[tuple[str | None, str], float] = {}
         self._stopped: dict[str, float] = {}
-        self._running: set[str] = set()
 
     def of(self, event: Event) -> Iterator[str]:
         """The lines that an event is worth; often none."""
@@ -47,8 +46,8 @@ class Lines:
             yield from self._ended(event)
         elif event.event == "moment" and event.guest is not None:
             yield from self._moment(event, event.guest)
-        elif event.event == "result" and event.guest is not None:
-            yield from self._result(event, event.guest)
+        elif event.event == "result" and event.subject != "ok":
+            yield f"{event.guest} does not run: {event.text}"
         elif event.event == "outcome":
             yield f"{event.subject}: {event.text}" if event.text else event.subject
 
@@ -65,16 +64,9 @@ class Lines:
         elif event.subject == "state bytes":
             yield f"{guest} is saved, {size(int(event.text))}"
         elif event.subject == "running":
-            self._running.add(guest)
             stopped = self._stopped.pop(guest, None)
             after = f", paused for {event.time_s - stopped:.3f} s" if stopped is not None else ""
             yield f"{guest} runs again{after}"
-
-    def _result(self, event: Event, guest: str) -> Iterator[str]:
-        if event.subject != "ok":
-            yield f"{guest} does not run: {event.text}"
-        elif guest not in self._running:  # it was paused before, or never went away
-            yield f"{guest} is back"
 
 
 def show(events: Iterable[Event | None]) -> None:

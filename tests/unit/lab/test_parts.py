@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pkernfs.errors import PkernfsError, UsageError
+from pkernfs.host.ranges import Range
 from pkernfs.lab import cache, cpio, image, mirror, modtree, scan
 from pkernfs.lab.machine import HostConfig
 from pkernfs.lab.memory import GIB, MIB, Layout
@@ -20,7 +21,7 @@ from pkernfs.lab.qemu import LINES, Plan
 def test_default_layout_has_the_region_at_four_gib() -> None:
     layout = Layout.of()
     assert (layout.ram, layout.region, layout.offset) == (3 * GIB, GIB, 2 * GIB)
-    assert layout.boot_words == ("memmap=1G$4G", "pkernfs.region=1G!4G")
+    assert layout.boot_words == ("memmap=1G$0x100000000", "pkernfs.region=1G!0x100000000")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,31 @@ def test_ram_follows_the_region(region: int, ram: int) -> None:
 def test_layout_that_does_not_fit_is_refused(region: int, ram: int | None) -> None:
     with pytest.raises(UsageError):
         Layout.of(region, ram)
+
+
+def test_every_numa_node_has_a_file_and_a_region() -> None:
+    layout = Layout.of(GIB, nodes=2)
+    assert layout.nodes == (3 * GIB, 2 * GIB)
+    assert layout.high(0) == Range(4 * GIB, GIB)
+    assert layout.high(1) == Range(5 * GIB, 2 * GIB)
+    assert [str(region) for region in layout.regions()] == [
+        "node0:1G!0x100000000",
+        "node1:1G!0x140000000",
+    ]
+    # Side by side: one word keeps the kernel off both.
+    assert layout.boot_words[0] == "memmap=2G$0x100000000"
+    command = " ".join(_plan(HostConfig(layout=layout)).command())
+    assert "-machine q35 " in command
+    assert "id=ram,size=3072M,share=on,mem-path=/ram " in command
+    assert "id=ram1,size=2048M,share=on,mem-path=/ram1 " in command
+    assert "-numa node,nodeid=0,memdev=ram,cpus=0-0 -numa node,nodeid=1,memdev=ram1 " in command
+
+
+def test_a_host_without_a_region_has_no_words_for_one() -> None:
+    assert Layout.of(0).boot_words == ()
+    assert Layout.of(0, nodes=2).nodes == (3 * GIB, 2 * GIB)
+    with pytest.raises(UsageError):
+        Layout.of(512 * MIB, nodes=2)
 
 
 def test_kernels_are_named_by_their_beginning() -> None:
@@ -63,14 +89,14 @@ def test_qemu_command_has_what_the_host_relies_on() -> None:
     assert ["read-only=on" in word for word in drives] == [True, True, False]
     serials = [command[i + 1] for i, word in enumerate(command) if word == "-serial"]
     assert serials == ["chardev:console", "chardev:ttyS1", "chardev:ttyS2", "chardev:ttyS3"]
-    assert "size=3072M,mem-path=/ram,share=on" in joined
+    assert "size=3072M,share=on,mem-path=/ram" in joined
     assert command.index("intel-iommu,intremap=on") < command.index("edu")
     assert command[-2:] == ["-device", "edu"]
 
 
 def test_boot_line_tells_the_host_what_to_leave_out() -> None:
     plain = _plan(HostConfig()).boot_line().split()
-    assert "memmap=1G$4G" in plain
+    assert "memmap=1G$0x100000000" in plain
     assert not [word for word in plain if word.startswith("pkernfs_lab")]
     special = _plan(HostConfig(systemd=True, store=False, append=("crashkernel=256M",)))
     words = special.boot_line().split()
