@@ -31,6 +31,7 @@ class Lines:
     def __init__(self) -> None:
         self._begun: dict[tuple[str | None, str], float] = {}
         self._stopped: dict[str, float] = {}
+        self._running: set[str] = set()
 
     def of(self, event: Event) -> Iterator[str]:
         """The lines that an event is worth; often none."""
@@ -46,8 +47,8 @@ class Lines:
             yield from self._ended(event)
         elif event.event == "moment" and event.guest is not None:
             yield from self._moment(event, event.guest)
-        elif event.event == "result" and event.subject != "ok":
-            yield f"{event.guest} does not run: {event.text}"
+        elif event.event == "result" and event.guest is not None:
+            yield from self._result(event, event.guest)
         elif event.event == "outcome":
             yield f"{event.subject}: {event.text}" if event.text else event.subject
 
@@ -64,9 +65,16 @@ class Lines:
         elif event.subject == "state bytes":
             yield f"{guest} is saved, {size(int(event.text))}"
         elif event.subject == "running":
+            self._running.add(guest)
             stopped = self._stopped.pop(guest, None)
             after = f", paused for {event.time_s - stopped:.3f} s" if stopped is not None else ""
             yield f"{guest} runs again{after}"
+
+    def _result(self, event: Event, guest: str) -> Iterator[str]:
+        if event.subject != "ok":
+            yield f"{guest} does not run: {event.text}"
+        elif guest not in self._running:  # it was paused before, or never went away
+            yield f"{guest} is back"
 
 
 def show(events: Iterable[Event | None]) -> None:

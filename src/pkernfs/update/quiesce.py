@@ -28,6 +28,19 @@ async def let_run(session: Monitor, planned: PlannedGuest) -> None:
     session.guest.forget_saved()
 
 
+async def _run_on(session: Monitor, planned: PlannedGuest, timeline: Timeline) -> None:
+    """Let a guest run on, and record it: the report says how long it was paused for nothing."""
+    name = session.guest.name
+    try:
+        await let_run(session, planned)
+    except PkernfsError as error:
+        timeline.mark("result", "failed", name, text=error.what)
+        raise
+    if planned.was_running:
+        timeline.mark("moment", "running", name)
+    timeline.mark("result", "ok", name)
+
+
 async def _quiesce(
     session: Monitor, planned: PlannedGuest, update: str, timeline: Timeline
 ) -> None:
@@ -76,7 +89,8 @@ async def quiesced(
         yield
     finally:
         results = await asyncio.gather(
-            *(let_run(session, guest) for session, guest in pairs), return_exceptions=True
+            *(_run_on(session, guest, timeline) for session, guest in pairs),
+            return_exceptions=True,
         )
         failed = [str(result) for result in results if isinstance(result, Exception)]
         if failed:
@@ -88,7 +102,10 @@ async def quiesced(
 
 @contextlib.contextmanager
 def cancelled_by_signals() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP cancel the current task, once, within the block."""
+    """Let SIGINT, SIGTERM and SIGHUP cancel the current task, once, within the block.
+
+    Ctrl-Z does nothing meanwhile: it would stop this program, and paused guests with it.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -105,8 +122,10 @@ def cancelled_by_signals() -> Iterator[None]:
 
     for number in numbers:
         loop.add_signal_handler(number, give_up)
+    stop = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTSTP, stop)
         for number in numbers:
             loop.remove_signal_handler(number)

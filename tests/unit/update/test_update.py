@@ -206,6 +206,9 @@ def test_a_jump_that_fails_lets_all_run_on(host: FakeHost, jumper: FakeKexec) ->
     value = report.build(host.places, update)
     assert value["outcome"] == "rolled back"
     assert "refuses to start" in value["text"]
+    # They were paused for nothing, and it says for how long.
+    assert [(vm["name"], vm["survived"]) for vm in value["vms"]] == [("a", True), ("b", True)]
+    assert all(0 < vm["blackout_s"] < 60 for vm in value["vms"])
 
 
 @pytest.mark.parametrize(
@@ -291,6 +294,7 @@ def test_a_signal_while_a_guest_is_paused_lets_it_run_on(
     def send() -> None:
         _wait_until_paused(host)
         host.misbehave("")
+        os.kill(os.getpid(), signal.SIGTSTP)  # Ctrl-Z must not hold a paused guest
         os.kill(os.getpid(), number)
 
     sender = threading.Thread(target=send)
