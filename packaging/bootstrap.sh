@@ -18,6 +18,9 @@ need modprobe kmod
 need unshare util-linux
 need mount mount
 need gcc gcc
+# What a test lets GRUB itself say of the words that pkernfs reserve writes.
+need grub-mkimage grub-common
+[ -e /usr/lib/grub/i386-pc/boot.img ] || missing="$missing grub-pc-bin"
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring"
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
