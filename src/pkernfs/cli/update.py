@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pkernfs.cli import complete
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.vmm.config import Places
 
@@ -123,27 +124,39 @@ def resume(
 
 def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with the timeline as a picture."),
+    ] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Write the picture alone.")
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the updates that the store has records of.")
+    ] = False,
     update_id: Annotated[
-        str | None, typer.Option("--update", metavar="ID", help="Another update than the last.")
+        str | None,
+        typer.Option(
+            "--update",
+            metavar="ID",
+            help="Another update than the last.",
+            autocompletion=complete.updates,
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Show a report.json, from any host."),
     ] = None,
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """Show the last update: its phases, and every guest's blackout."""
-    from pkernfs.errors import PkernfsError
-    from pkernfs.host.machine import require_store
-    from pkernfs.update import report as reporting
-    from pkernfs.update.plan import last_update
+    from pkernfs.cli import report as showing
 
-    machine = Machine()
-    places = Places.on(machine, store)
-    require_store(store, machine)
-    chosen = update_id or last_update(places, machine)
-    if chosen is None:
-        raise PkernfsError(f"the store at {store} has no update", "pkernfs update makes one")
-    value = reporting.build(places, chosen)
-    if as_json:
-        import json
-
-        print(json.dumps(value, indent=1))
+    if list_:
+        showing.show_list(store, as_json=as_json)
         return
-    print(reporting.render(value))
+    value = showing.find(store, update_id, source)
+    if html is not None or svg is not None:
+        showing.write(value, html, svg)
+        return
+    showing.show(value, as_json=as_json)

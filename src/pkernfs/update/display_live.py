@@ -12,14 +12,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pkernfs.update.display_plain import size
 from pkernfs.update.events import Event
 from pkernfs.update.progress import GuestProgress, Progress, Span
+from pkernfs.words import size
 
 _LEAVE = "Ctrl-C gives the update up and lets all guests run on."
 _GO = (
-    "The next kernel starts. This terminal ends with the old one, if it comes over the network; "
-    "log in again, pkernfs report has the rest."
+    "The next kernel is about to start. This terminal ends with the old one, if it comes over "
+    "the network; log in again, pkernfs report has the rest."
 )
 #: Many events at once are one picture (seconds).
 _PACE_S = 0.05
@@ -79,7 +79,7 @@ def _guests(progress: Progress) -> Table:
 def _foot(progress: Progress) -> Text:
     if progress.outcome:
         return Text(progress.outcome, style="bold red")
-    if "kernel" in progress.phases:
+    if "hand over" in progress.phases:
         return Text(_GO, style="bold")
     return Text(_LEAVE, style="dim")
 
@@ -103,12 +103,14 @@ def show(events: Iterable[Event | None], console: Console | None = None) -> None
     progress = Progress()
     offset = drawn = 0.0
     with Live(draw(progress), console=console, auto_refresh=False) as live:
+        # This process ends with the kernel: nobody would show the cursor again.
+        live.console.show_cursor(True)
         for event in events:
             now = time.monotonic()
             if event is not None:
                 progress.take(event)
                 offset = now - event.time_s
-                last = (event.event, event.subject) == ("begin", "kernel")
+                last = (event.event, event.subject) == ("begin", "hand over")
                 if now - drawn < _PACE_S and not last:
                     continue
             elif progress.phases:

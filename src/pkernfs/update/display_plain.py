@@ -7,22 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from pkernfs.update.events import Event
+from pkernfs.words import count, size
 
 #: Phases that need no line of their own: they take no time, or a guest's own line has them.
 _SILENT = frozenset({"interpreter", "run", "kernel"})
-
-
-def size(count: int) -> str:
-    """A number of bytes to be read by people, e.g. ``16 GiB``."""
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << shift:
-            return f"{count / (1 << shift):.4g} {unit}"
-    return f"{count} B"
-
-
-def count(number: int, what: str) -> str:
-    """A number of things, e.g. ``1 guest``, ``2 guests``."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 class Lines:
@@ -41,8 +29,8 @@ class Lines:
             yield f"kernel {event.plan['kernel_before']} -> {event.plan['kernel_after']}"
         elif event.event == "begin":
             self._begun[event.guest, event.subject] = event.time_s
-            if event.subject == "kernel":
-                yield "the next kernel starts; there, pkernfs resume brings the guests back"
+            if event.subject == "hand over":
+                yield "the next kernel is about to start; pkernfs resume goes on in it"
         elif event.event == "end":
             yield from self._ended(event)
         elif event.event == "moment" and event.guest is not None:

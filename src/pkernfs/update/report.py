@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pkernfs.errors import PkernfsError
-from pkernfs.files import write_json
+from pkernfs.files import read_json, write_json
 from pkernfs.update import plan as planning
 from pkernfs.update import timeline
 from pkernfs.update.plan import Plan
@@ -16,26 +19,65 @@ from pkernfs.vmm.config import Places
 
 REPORT_SCHEMA = "pkernfs-report/1"
 
+_NO_RESULT = "not resumed"
+
 CLOCKS = {
     "tsc": "the processor's time stamp counter, which kexec does not reset",
     "realtime": "CLOCK_REALTIME, set at boot from the battery-backed clock (whole seconds)",
 }
 
 
-def _phases(records: Sequence[Record], times: Times) -> list[dict[str, Any]]:
-    """Each phase from the first guest's begin to the last guest's end."""
-    spans: dict[str, tuple[float, float]] = {}
+@dataclass(frozen=True)
+class _Span:
+    """A phase from a begin to the end that belongs to it; that may be missing."""
+
+    name: str
+    guest: str | None
+    start_s: float
+    end_s: float | None
+
+    def to_json(self, otherwise_s: float) -> dict[str, Any]:
+        """For the report.
+
+        :param otherwise_s: when it ended if nothing says so.
+        """
+        end = self.end_s if self.end_s is not None else max(self.start_s, otherwise_s)
+        return {"name": self.name, "start_s": round(self.start_s, 6), "end_s": round(end, 6)}
+
+
+def _spans(records: Sequence[Record], times: Times) -> list[_Span]:
+    """All phases, in the order of their begins. An end without a begin is none's.
+
+    A later resume, which tries again what failed, begins some of them anew.
+    """
+    spans: list[_Span] = []
+    open_: dict[tuple[str, str | None], int] = {}
     for record in records:
-        if record.event not in ("begin", "end"):
+        key = (record.subject, record.guest)
+        if record.event == "begin":
+            open_[key] = len(spans)
+            spans.append(_Span(*key, times.of(record), None))
+        elif record.event == "end" and key in open_:
+            number = open_.pop(key)
+            end = max(times.of(record), spans[number].start_s)
+            spans[number] = dataclasses.replace(spans[number], end_s=end)
+    return sorted(spans, key=lambda span: span.start_s)
+
+
+def _phases(spans: Sequence[_Span]) -> list[dict[str, Any]]:
+    """Each phase from the first guest's begin to the last guest's end, first attempts only."""
+    first: dict[tuple[str, str | None], _Span] = {}
+    for span in spans:
+        first.setdefault((span.name, span.guest), span)
+    together: dict[str, _Span] = {}
+    for span in first.values():
+        if span.end_s is None:  # a jump that was refused, a guest that did not come back
             continue
-        at = times.of(record)
-        start, end = spans.get(record.subject, (at, at))
-        spans[record.subject] = (min(start, at), max(end, at))
-    ordered = sorted(spans.items(), key=lambda item: item[1])
-    return [
-        {"name": name, "start_s": round(start, 6), "end_s": round(end, 6)}
-        for name, (start, end) in ordered
-    ]
+        known = together.setdefault(span.name, span)
+        end = max(known.end_s or span.end_s, span.end_s)
+        together[span.name] = dataclasses.replace(known, end_s=end)
+    ordered = sorted(together.values(), key=lambda span: (span.start_s, span.end_s))
+    return [span.to_json(span.start_s) for span in ordered]
 
 
 def _last(records: Sequence[Record], guest: str, event: str, subject: str = "") -> Record | None:
@@ -49,23 +91,48 @@ def _last(records: Sequence[Record], guest: str, event: str, subject: str = "") 
     return found[-1] if found else None
 
 
+def _rounded(seconds: float | None) -> float | None:
+    return round(seconds, 6) if seconds is not None else None
+
+
 def _guest(
-    records: Sequence[Record], times: Times, places: Places, planned: planning.PlannedGuest
+    records: Sequence[Record],
+    times: Times,
+    spans: Sequence[_Span],
+    planned: planning.PlannedGuest,
 ) -> dict[str, Any]:
-    stopped = _last(records, planned.name, "moment", "stopped")
-    running = _last(records, planned.name, "moment", "running")
     result = _last(records, planned.name, "result")
-    blackout = times.of(running) - times.of(stopped) if stopped and running else None
+    stopped_s, running_s = (
+        times.of(found) if found is not None else None
+        for found in (
+            _last(records, planned.name, "moment", "stopped"),
+            _last(records, planned.name, "moment", "running"),
+        )
+    )
+    if stopped_s is None or (running_s is not None and running_s < stopped_s):
+        running_s = None
+    blackout = running_s - stopped_s if stopped_s is not None and running_s is not None else None
+    end_s = times.of(result if result is not None else records[-1])
     size = _last(records, planned.name, "moment", "state bytes")
     return {
         "name": planned.name,
         "ram_bytes": planned.ram_bytes,
         "state_bytes": int(size.text) if size else None,
         "survived": result is not None and result.subject == "ok",
-        "blackout_s": round(blackout, 6) if blackout is not None else None,
+        "blackout_s": _rounded(blackout),
+        "stopped_s": _rounded(stopped_s),
+        "running_s": _rounded(running_s),
         "blackout_exact_to_s": round(times.scale.exactness(blackout), 6) if blackout else None,
-        "error": result.text if result is not None else "not resumed",
+        "error": result.text if result is not None else _NO_RESULT,
+        "phases": [span.to_json(end_s) for span in spans if span.guest == planned.name],
     }
+
+
+def _untouched(guest: dict[str, Any]) -> dict[str, Any]:
+    """A guest of an update that was given up: if it was not paused yet, it has just gone on."""
+    if guest["survived"] or guest["stopped_s"] is not None or guest["error"] != _NO_RESULT:
+        return guest
+    return {**guest, "survived": True, "error": ""}
 
 
 def _outcome(
@@ -96,8 +163,11 @@ def build(places: Places, update: str) -> dict[str, Any]:
     if not records:
         raise PkernfsError(f"update {update} has no timeline", "it ended before it began")
     times = Times(records)
-    guests = [_guest(records, times, places, guest) for guest in plan.guests]
+    spans = _spans(records, times)
+    guests = [_guest(records, times, spans, guest) for guest in plan.guests]
     outcome, text = _outcome(plan, records, guests)
+    if outcome == "rolled back":
+        guests = [_untouched(guest) for guest in guests]
     scale = times.scale
     return {
         "schema": REPORT_SCHEMA,
@@ -110,9 +180,10 @@ def build(places: Places, update: str) -> dict[str, Any]:
             "boot_id_before": plan.boot_id_before,
             "boot_id_after": records[-1].boot_id,
         },
+        "kernel_planned": plan.kernel_after,
         "vms": guests,
         "store": _store(records),
-        "phases": _phases(records, times),
+        "phases": _phases(spans),
         "clock": {
             "name": scale.name,
             "meaning": CLOCKS[scale.name],
@@ -130,28 +201,39 @@ def write(places: Places, update: str) -> None:
 
 def render(report: dict[str, Any]) -> str:
     """The report as plain text."""
-    host = report["host"]
-    lines = [
-        f"update {report['update']}: {report['outcome']}"
-        + (f" ({report['text']})" if report["text"] else ""),
-        f"kernel {host['kernel_before']} -> {host['kernel_after']}",
-        "",
-        f"{'phase':<14}{'start':>10}{'end':>10}{'seconds':>10}",
-    ]
-    for phase in report["phases"]:
-        start, end = phase["start_s"], phase["end_s"]
-        lines.append(f"{phase['name']:<14}{start:>10.3f}{end:>10.3f}{end - start:>10.3f}")
-    lines += ["", f"{'guest':<20}{'memory':>10}{'state':>10}{'blackout':>12}  "]
-    for guest in report["vms"]:
-        blackout = f"{guest['blackout_s']:.3f} s" if guest["blackout_s"] is not None else "-"
-        state = f"{guest['state_bytes'] >> 10} KiB" if guest["state_bytes"] is not None else "-"
-        lines.append(
-            f"{guest['name']:<20}{guest['ram_bytes'] >> 20:>6} MiB{state:>10}{blackout:>12}  "
-            + ("runs" if guest["survived"] else f"DOES NOT RUN: {guest['error']}")
-        )
-    clock = report["clock"]
-    exact = f"exact to {clock['exact_to_s'] * 1000:.1f} ms over the whole update"
-    if report["store"] is not None:
-        lines += ["", f"store: {report['store']}"]
-    lines += ["", f"clock: {clock['meaning']}; {exact}"]
-    return "\n".join(lines)
+    from pkernfs.update.render import text
+    from pkernfs.update.render.view import ReportView
+
+    return text.render(ReportView.of(report))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a report from a file.
+
+    :raises PkernfsError: it is none.
+    """
+    return read_json(path, REPORT_SCHEMA)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An update whose records the store keeps.
+
+    :ivar report: None when its records can't be used, for the reason in ``error``.
+    """
+
+    update: str
+    report: dict[str, Any] | None
+    error: str = ""
+
+
+def kept(places: Places) -> list[Kept]:
+    """All updates whose records are there, the newest last."""
+    found = []
+    for path in sorted(places.updates.glob("*/plan.json")):
+        update = path.parent.name
+        try:
+            found.append(Kept(update, build(places, update)))
+        except PkernfsError as error:
+            found.append(Kept(update, None, error.what))
+    return found
