@@ -183,7 +183,9 @@ def run(kernel: str, target: str, guests: int, ram: str, output: Path | None = N
             bystander = devices.bystander_report(host)
         table = host.run(["pkernfs", "report"]).check().stdout
         report = merge(report_of(host), evidence)
-        report["devices"] = [{**entry.to_json(), "problems": problems}]
+        own = {device["bdf"]: device for device in report.get("devices", [])}
+        seen = {**entry.to_json(), "problems": problems}
+        report["devices"] = [{**own.get(entry.bdf, {}), **seen}]
         report["cut_off"] = [bystander]
         output.write_text(json.dumps(report, indent=1) + "\n")
     print(table)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 
 from pkernfs.host.bootline import BootLine
 from pkernfs.host.devices import Control, next_kernel_line
 from pkernfs.update.plan import Plan
+from pkernfs.update.timeline import Timeline
 
 
 @contextlib.contextmanager
@@ -42,3 +44,9 @@ def check_again(control: Control | None = None) -> None:
     control = control or Control()
     if control.armed:
         control.arm()
+
+
+def note(timeline: Timeline, control: Control | None = None) -> None:
+    """Record the preserved devices as they are now; the report has the last state of each."""
+    for device in (control or Control()).devices():
+        timeline.mark("device", device.bdf, text=json.dumps(dataclasses.asdict(device)))

@@ -24,8 +24,10 @@ class Event:
     """One thing that happened.
 
     :ivar event: "plan" (what will be done), "begin" or "end" of a phase, "moment", "result"
-        of a guest, "store" (what its checker says), "outcome" (given up), or "error".
-    :ivar subject: name of the phase or moment; id of the update for a plan; "ok" or "failed".
+        of a guest, "device" (its state, as JSON in ``text``), "store" (what its checker
+        says), "outcome" (given up), or "error".
+    :ivar subject: name of the phase, moment or device; id of the update for a plan; "ok" or
+        "failed".
     :ivar guest: whose it is; None: of the whole command.
     :ivar text: more of it in words; the error, where there is one.
     :ivar hint: for an error: what to do.

@@ -112,6 +112,7 @@ async def _update(machine: Machine, places: Places, request: Request, watch: Wat
         with timeline.phase("check"):
             plan, sessions = await _plan(machine, places, request, stack)
             plan = stack.enter_context(devices.armed(plan))
+            devices.note(timeline)
         path = planning.write(places, plan)
         timeline.open(path / "timeline.jsonl")
         stack.callback(timeline.close)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,12 @@ def _store(records: Sequence[Record]) -> str | None:
     return found[-1] if found else None
 
 
+def _devices(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The preserved devices, each as it was recorded last."""
+    last = {record.subject: record.text for record in records if record.event == "device"}
+    return [json.loads(text) for _, text in sorted(last.items())]
+
+
 def build(places: Places, update: str) -> dict[str, Any]:
     """The report of an update.
 
@@ -182,6 +189,7 @@ def build(places: Places, update: str) -> dict[str, Any]:
         },
         "kernel_planned": plan.kernel_after,
         "vms": guests,
+        "devices": _devices(records),
         "store": _store(records),
         "phases": _phases(spans),
         "clock": {

@@ -249,6 +249,9 @@ def _finish(
         timeline.mark("result", "failed" if result.error else "ok", result.name, text=result.error)
         if not result.error:
             Guest(result.name, places).forget_saved()
+    from pkernfs.update import devices
+
+    devices.note(timeline)
     store = check_store()
     if unmounted:
         store = "; ".join([*(error.what for error in unmounted.values()), store])

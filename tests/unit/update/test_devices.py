@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host.devices import Control
-from pkernfs.update.devices import armed, check_again
+from pkernfs.host.machine import Machine
+from pkernfs.update.devices import armed, check_again, note
 from pkernfs.update.plan import Plan
+from pkernfs.update.timeline import Record, Timeline
 
 DEVICE = (
     "0000:01:00.0 state=preserved vendor=8086 device=10d3 held=0 open=1 checked=0 leaves=0 bytes=0"
@@ -54,3 +57,13 @@ def test_the_last_check_is_for_what_is_armed(tmp_path: Path) -> None:
     (tmp_path / "arm").mkdir()  # an order fails, if one comes
     with pytest.raises(OSError, match="directory"):
         check_again(orders)
+
+
+def test_devices_are_in_the_records(tmp_path: Path) -> None:
+    timeline, seen = Timeline(Machine(tmp_path)), list[Record]()
+    timeline.watch(seen.append)
+    note(timeline, control(tmp_path, DEVICE))
+    (record,) = seen
+    assert (record.event, record.subject) == ("device", "0000:01:00.0")
+    told = json.loads(record.text)
+    assert (told["state"], told["model"], told["adopted"]) == ("preserved", "8086:10d3", 0)

@@ -37,7 +37,11 @@ def fate(guest: GuestView) -> str:
 
 
 def _guests(view: ReportView) -> Iterator[str]:
-    shown = [phase for phase in GUEST_PHASES if any(guest.seconds(phase) for guest in view.guests)]
+    shown = [
+        phase
+        for phase in GUEST_PHASES
+        if any(guest.seconds(phase) is not None for guest in view.guests)
+    ]
     head = ["guest", "memory", "state", *shown, "blackout", ""]
     rows = [
         [

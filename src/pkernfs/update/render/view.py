@@ -104,8 +104,9 @@ def _device(value: Mapping[str, Any]) -> DeviceView:
         text = f"{landed} of {sent} frames landed, {without} of them while no kernel ran"
         return DeviceView(bdf, model, sent == landed and not value.get("problems"), text)
     state = str(value.get("state", "?"))
-    words = {"preserved": "handed over", "inherited": "inherited, not adopted yet"}
-    text = "adopted" if value.get("adopted") else words.get(state, state)
+    text = {"inherited": "inherited, not adopted yet"}.get(state, state)
+    if value.get("adopted"):
+        text = f"adopted, switched in {float(value['switch_us']):.0f} us"
     return DeviceView(bdf, model, state != "cut-off", str(value.get("reason") or text))
 
 
