@@ -77,7 +77,8 @@ def reserve(
     if not dry_run:
         _write(machine, words, update_grub, quiet=as_json)
     if as_json:
-        print(json.dumps(_value(machine, after) | {"words": words, "written": not dry_run}))
+        value = _value(machine, after) | {"words": words, "written": not dry_run}
+        print(json.dumps(value, indent=1))
     elif dry_run:
         print(" ".join(words))
 
@@ -172,7 +173,7 @@ def _show(machine: Machine, regions: Sequence[Region], as_json: bool) -> None:
 
     value = _value(machine, regions)
     if as_json:
-        print(json.dumps(value))
+        print(json.dumps(value, indent=1))
         return
     when = {(True, True): "", (True, False): "until the next boot", (False, True): "next boot"}
     for region in value["regions"]:

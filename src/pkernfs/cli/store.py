@@ -44,8 +44,8 @@ def make(
         str | None,
         typer.Argument(
             metavar="TARGET",
-            help="An image file, or a range as SIZE!START. Left out: the range that this"
-            " host's boot line keeps for pkernfs.",
+            help="An image file, or a region that this host's boot line keeps for pkernfs, by"
+            " name or as SIZE!START. Left out: the only region.",
         ),
     ] = None,
     size: _Size = None,
@@ -72,7 +72,7 @@ def make(
     from pkernfs.store.make import NewStore, open_new
     from pkernfs.store.make import make as make_store
 
-    where = resolve(reserved_range() if target is None else target, offset, size)
+    where = resolve(reserved_range(target), offset, size)
     if where.file is None:
         raise UsageError(
             f"{where.text} is held by the module",

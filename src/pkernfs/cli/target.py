@@ -70,23 +70,28 @@ def resolve(text: str | None, offset: str | None = None, size: str | None = None
     )
 
 
-def reserved_range() -> str:
-    """The target that ``make`` means when none is given: what the boot line keeps free.
+def reserved_range(name: str | None) -> str:
+    """The target that ``make`` means: what the boot line keeps free.
 
-    :returns: SIZE!START, or the region's name while the module holds it.
-    :raises PkernfsError: the boot line names no region, or more than one.
+    :param name: what was given: a region's name; None for the only one.
+    :returns: SIZE!START, or the region's name while the module holds it; another target as
+        it was given.
+    :raises PkernfsError: no target was given, and the boot line does not name one region.
     """
-    from pkernfs.host.machine import Machine
+    from pkernfs.host.machine import MODULE, Machine
 
     held = region_names()
-    if len(held) == 1:
-        return held[0]
-    regions = Machine().boot_line.regions()
-    if len(regions) != 1:
-        raise PkernfsError(
-            f"the boot line names {len(regions)} regions", "name the range: SIZE!START", status=2
+    if name in held or (name is None and len(held) == 1):
+        return name or held[0]
+    known = {region.name or MODULE: region for region in Machine().boot_line.regions()}
+    if name is None and len(known) == 1:
+        return str(next(iter(known.values())))
+    if name is None:
+        hint = (
+            f"name one: {', '.join(known)}" if known else "pkernfs reserve --size SIZE, then reboot"
         )
-    return str(regions[0])
+        raise PkernfsError(f"the boot line names {len(known) or 'no'} regions", hint, status=2)
+    return str(known[name]) if name in known else name
 
 
 def _resolve(text: str | None) -> Target:

@@ -64,24 +64,27 @@ def list_(
     store: _Store = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List the guests of the store."""
+    """List the guests of all stores."""
     import dataclasses
     import json
 
-    from pkernfs.host.machine import Machine, require_store
+    from pkernfs.host.machine import Machine
     from pkernfs.host.ranges import format_size
+    from pkernfs.host.stores import require_any
     from pkernfs.vmm import guests
     from pkernfs.vmm.config import Places
 
-    require_store(store)
-    found = guests.list_guests(Places.on(Machine(), store))
+    require_any(Machine(), store)
+    places = Places.on(Machine(), store)
+    found = guests.list_guests(places)
     if as_json:
         value = {"schema": "pkernfs-vms/1", "vms": [dataclasses.asdict(guest) for guest in found]}
         print(json.dumps(value, indent=1))
         return
     for guest in found:
         process = f"process {guest.pid}" if guest.pid is not None else ""
-        print(f"{guest.name:<20} {guest.state:<12} {format_size(guest.ram_bytes):>8}  {process}")
+        where = f"{process:<16} {guest.store}" if places.others else process
+        print(f"{guest.name:<20} {guest.state:<12} {format_size(guest.ram_bytes):>8}  {where}")
 
 
 def stop(
@@ -98,10 +101,11 @@ def stop(
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """Shut a guest down. Its memory is given back; how to start it again is kept."""
-    from pkernfs.host.machine import Machine, require_store
+    from pkernfs.host.machine import Machine
+    from pkernfs.host.stores import require_any
     from pkernfs.vmm import guests
     from pkernfs.vmm.config import Places
 
-    require_store(store)
+    require_any(Machine(), store)
     guests.stop(Places.on(Machine(), store), name, force=force, delete=delete, timeout=timeout)
     print(f"{name} is off" + (" and removed" if delete else ""))

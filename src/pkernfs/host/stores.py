@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host.machine import DEFAULT_STORE, MODULE, Machine, load_module, mount_store
+from pkernfs.host.machine import (
+    DEFAULT_STORE,
+    FSTYPE,
+    MODULE,
+    Machine,
+    load_module,
+    mount_store,
+    require_store,
+)
 from pkernfs.host.ranges import Region
 
 
@@ -38,6 +46,16 @@ def stores(machine: Machine, first: Path = DEFAULT_STORE) -> tuple[Store, ...]:
         point = first.with_name(f"{first.name}-{name}") if found else first
         found.append(Store(name, region, point))
     return tuple(found)
+
+
+def require_any(machine: Machine, first: Path = DEFAULT_STORE) -> None:
+    """Make sure that a store is mounted, whichever.
+
+    :raises PkernfsError: none is.
+    """
+    points = [store.point for store in stores(machine, first)]
+    if not any(machine.filesystem_of(point) == FSTYPE for point in points):
+        require_store(first, machine)
 
 
 def mount_stores(

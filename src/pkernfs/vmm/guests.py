@@ -34,12 +34,16 @@ class GuestStatus:
 
     :ivar state: "running", "paused", QEMU's own word for another state, "saved" (waits to
         be resumed after an update), "off", or "unreachable".
+    :ivar store: mount point of the store that it lies in.
+    :ivar node: NUMA node whose processors run it; None: any.
     """
 
     name: str
     state: str
     ram_bytes: int
     pid: int | None
+    store: str = ""
+    node: int | None = None
 
 
 def struct_pages(machine: Machine) -> bool:
@@ -228,13 +232,14 @@ async def status_of(guest: Guest) -> GuestStatus:
     child = process.running(guest)
     if child is None:
         state = "saved" if guest.saved() is not None else "off"
-        return GuestStatus(guest.name, state, config.ram_bytes, None)
-    try:
-        async with monitor(guest, 5) as session:
-            state = await session.status()
-    except PkernfsError:
-        state = "unreachable"
-    return GuestStatus(guest.name, state, config.ram_bytes, child.pid)
+    else:
+        try:
+            async with monitor(guest, 5) as session:
+                state = await session.status()
+        except PkernfsError:
+            state = "unreachable"
+    pid = child.pid if child is not None else None
+    return GuestStatus(guest.name, state, config.ram_bytes, pid, str(guest.store), config.node)
 
 
 def list_guests(places: Places) -> list[GuestStatus]:
