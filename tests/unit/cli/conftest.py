@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fixtures."""
+
+from tests.unit.vmm.fakes import host
+
+__all__ = ["host"]
