@@ -9,14 +9,15 @@ without options goes past the parser.
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pkernfs.errors import PkernfsError
 
+# What typing.TYPE_CHECKING is, for type checkers: importing typing takes its time.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import typer
 
 #: Which module of this package defines a verb.
@@ -42,6 +43,8 @@ def build_app(verb: str | None = None) -> typer.Typer:
 
     :param verb: the verb that will run; None or an unknown one registers every verb.
     """
+    import importlib
+
     import typer
 
     app = typer.Typer(
@@ -78,9 +81,12 @@ def report_error(error: PkernfsError) -> None:
 
 def _run(arguments: list[str], own: list[str]) -> None:
     if arguments == ["resume"]:
+        from pkernfs.update.early import begin
+
+        early = begin()
         from pkernfs.cli.resume import resume
 
-        sys.exit(resume())
+        sys.exit(resume(early=early))
     build_app(_verb(own))(arguments, prog_name="pkernfs")
 
 

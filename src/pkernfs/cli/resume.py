@@ -14,6 +14,7 @@ from pkernfs.update import resume as resuming
 from pkernfs.vmm.config import Places
 
 if TYPE_CHECKING:
+    from pkernfs.update.early import Early
     from pkernfs.update.events import Teller
     from pkernfs.update.timeline import Timeline
 
@@ -44,12 +45,19 @@ class _Display:
             self._tell.error(error)
 
 
-def resume(store: Path = DEFAULT_STORE, *, as_json: bool = False, as_events: bool = False) -> int:
+def resume(
+    store: Path = DEFAULT_STORE,
+    *,
+    as_json: bool = False,
+    as_events: bool = False,
+    early: Early | None = None,
+) -> int:
     """Bring the guests back and say what became of each.
 
     :param store: mount point of the store.
     :param as_json: print one JSON document at the end, and nothing else.
     :param as_events: print events instead, a JSON document on each line.
+    :param early: what was done before this module was imported.
     :returns: exit status: 1 when a guest does not run or the store is damaged, else 0.
     :raises PkernfsError: the store can't be mounted.
     """
@@ -58,7 +66,7 @@ def resume(store: Path = DEFAULT_STORE, *, as_json: bool = False, as_events: boo
         display = _Display(stack, as_events)
         started = (lambda _: None) if as_json else display.start
         try:
-            outcome = resuming.resume(machine, Places.on(machine, store), started)
+            outcome = resuming.resume(machine, Places.on(machine, store), started, early)
         except PkernfsError as error:
             display.error(error)
             raise

@@ -20,7 +20,7 @@ from pkernfs.lab.progress import step
 _PACKAGE_HOME = "usr/lib/pkernfs"
 _LAB_HOME = "usr/lib/pkernfs-lab"
 _PYTHON = "3.13"
-_COMMAND = f"""#!/usr/bin/python3 -I
+_COMMAND = f"""#!/usr/bin/python3 -IS
 # SPDX-License-Identifier: GPL-2.0-only
 import sys
 

@@ -13,13 +13,15 @@ from pkernfs.vmm.config import Places
 
 
 @contextlib.contextmanager
-def update_lock(places: Places) -> Iterator[None]:
+def update_lock(places: Places, held: int | None = None) -> Iterator[None]:
     """Keep other updates and resumes out of the block; ends with this process at the latest.
 
+    :param held: the lock file's descriptor, if this process has the lock already.
     :raises PkernfsError: another one is going on.
     """
     places.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(places.run / "update.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    fd = held if held is not None else os.open(places.run / "update.lock", flags, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,10 +10,14 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from pkernfs.errors import PkernfsError
-from pkernfs.update.plan import Plan, PlannedGuest
+from pkernfs.files import write_atomic
+from pkernfs.update.early import LAUNCH_FILE
+from pkernfs.update.plan import Plan, PlannedGuest, directory
 from pkernfs.update.timeline import Timeline
-from pkernfs.vmm.config import Saved
+from pkernfs.vmm import launch
+from pkernfs.vmm.config import Guest, Saved
 from pkernfs.vmm.monitor import Monitor, go_on, save
+from pkernfs.vmm.protocol import launch_of
 
 #: How long a guest may take to stop and be saved (seconds).
 SAVE_S = 60.0
@@ -62,6 +66,19 @@ async def _quiesce(
     guest.write_saved(Saved(update, stopped is not None, size))
 
 
+def write_launches(plan: Plan, guests: Sequence[Guest]) -> None:
+    """Have it ready for the next kernel how each guest is started, in the order of the plan.
+
+    :raises PkernfsError: a guest's configuration can't be used.
+    """
+    if not guests:
+        return
+    by_name = {guest.name: launch_of(guest) for guest in guests}
+    launches = [by_name[guest.name] for guest in plan.guests]
+    path = directory(guests[0].places, plan.update) / LAUNCH_FILE
+    write_atomic(path, launch.dump(launches))
+
+
 @contextlib.asynccontextmanager
 async def quiesced(
     sessions: Sequence[Monitor], plan: Plan, timeline: Timeline
@@ -75,6 +92,7 @@ async def quiesced(
     """
     planned = {guest.name: guest for guest in plan.guests}
     pairs = [(session, planned[session.guest.name]) for session in sessions]
+    write_launches(plan, [session.guest for session in sessions])
     try:
         tasks = [
             asyncio.ensure_future(_quiesce(session, guest, plan.update, timeline))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """In the next kernel: mount, check, start every saved guest, let it run.
 
-Imports here count into the guests' blackout: what is not needed before QEMU starts is
-imported after that, while QEMU is busy starting.
+Imports here count into the guests' blackout, unless :mod:`pkernfs.update.early` has started
+the guests before: what is not needed before QEMU starts is imported after that.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING
 from pkernfs.errors import PkernfsError
 from pkernfs.host.machine import Machine
 from pkernfs.host.stores import mount_stores
+from pkernfs.update.early import Early, now_ns, process_began_ns
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import directory, last_update
 from pkernfs.update.timeline import Timeline
 from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest, Places, Saved, saved_guests
+from pkernfs.vmm.launch import LOAD_S, START_S, Attempt, Launch, Launcher
 
 if TYPE_CHECKING:
     from pkernfs.vmm.monitor import Monitor
 
-#: How long QEMU may take to start, and to load a state (seconds).
-START_S = 120.0
-LOAD_S = 120.0
-
 CLEAN = "clean"
+_KEPT = "its files are kept: pkernfs resume"
+
+#: How long a QEMU may take to load what a resume before this one told it to load (seconds).
+_LOADS_BY_ITSELF_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Started:
+class _Standing:
+    """A saved guest whose QEMU is there already."""
+
     guest: Guest
     saved: Saved
-    process: process.Process
-    fresh: bool
 
 
 def _since_start_of_process() -> int:
-    """How long this process has been there, nanoseconds (exact to a clock tick, 10 ms)."""
-    import os
-
-    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    began = int(fields[19]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-    return max(0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - began)
+    """How long this process has been there, nanoseconds."""
+    return max(0, now_ns() - process_began_ns())
 
 
 def check_files(guest: Guest) -> Saved:
@@ -98,109 +96,184 @@ def check_files(guest: Guest) -> Saved:
     return saved
 
 
-def _start(guest: Guest, saved: Saved) -> _Started:
-    """Start QEMU for a saved guest, unless the one that saved it is still there."""
-    old = process.running(guest)
-    if old is not None:
-        return _Started(guest, saved, old, fresh=False)
-    return _Started(guest, saved, process.spawn(guest, guest.config(), incoming=True), fresh=True)
-
-
-async def _restore(started: _Started, timeline: Timeline) -> None:
-    from pkernfs.vmm.monitor import monitor, prepared
-
-    name = started.guest.name
-    async with monitor(started.guest, START_S) as session:
-        if not started.fresh and await session.status() != "inmigrate":
-            await _go_on(session, started)
-            return
-        async with prepared(session):
-            timeline.mark("end", "start", name)
-            await _load(session, started, timeline)
-
-
-async def _load(session: Monitor, started: _Started, timeline: Timeline) -> None:
-    from pkernfs.vmm.monitor import load
-
-    name, run = started.guest.name, started.saved.was_running
-    timeline.mark("begin", "load state", name)
-    done, resumed = await load(session, started.guest.state, LOAD_S, run=run)
-    timeline.mark("end", "load state", name, real_ns=done.real_ns)
-    if resumed is not None:
-        timeline.mark("begin", "run", name, real_ns=min(done.real_ns, resumed.real_ns))
-        timeline.mark("end", "run", name, real_ns=resumed.real_ns)
-        timeline.mark("moment", "running", name, real_ns=resumed.real_ns)
-
-
-async def _go_on(session: Monitor, started: _Started) -> None:
-    """The QEMU that saved the guest never went away: let it run on."""
-    from pkernfs.vmm.monitor import go_on, unprepare
-
-    await go_on(session, run=started.saved.was_running)
-    await unprepare(session)
-
-
-async def _restore_or_end(started: _Started, timeline: Timeline) -> Resumed:
-    """Restore one guest; when that fails its QEMU is ended and its files stay."""
+async def _restore(standing: _Standing, timeline: Timeline) -> None:
+    """Let a guest go on whose QEMU is there: it saved it, or a resume began to load it."""
     import asyncio
 
-    name = started.guest.name
+    from pkernfs.vmm.monitor import go_on, monitor, prepared, unprepare
+
+    async with monitor(standing.guest, START_S) as session:
+        deadline = time.monotonic() + _LOADS_BY_ITSELF_S
+        while (status := await session.status()) == "inmigrate" and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        if status == "inmigrate":
+            async with prepared(session):
+                await _load(session, standing, timeline)
+            return
+        await go_on(session, run=standing.saved.was_running)
+        await unprepare(session)
+
+
+async def _load(session: Monitor, standing: _Standing, timeline: Timeline) -> None:
+    from pkernfs.vmm.monitor import load
+
+    name, run = standing.guest.name, standing.saved.was_running
+    timeline.mark("begin", "load state", name)
+    done, resumed = await load(session, standing.guest.state, LOAD_S, run=run)
+    timeline.mark("end", "load state", name, real_ns=done.real_ns)
+    if resumed is not None:
+        _mark_running(timeline, name, done.real_ns, resumed.real_ns)
+
+
+def _mark_running(timeline: Timeline, name: str, loaded_ns: int, running_ns: int) -> None:
+    timeline.mark("begin", "run", name, real_ns=min(loaded_ns, running_ns))
+    timeline.mark("end", "run", name, real_ns=running_ns)
+    timeline.mark("moment", "running", name, real_ns=running_ns)
+
+
+async def _restore_or_say(standing: _Standing, timeline: Timeline) -> Resumed:
+    name = standing.guest.name
     try:
-        await _restore(started, timeline)
+        await _restore(standing, timeline)
     except PkernfsError as error:
-        if started.fresh:
-            await asyncio.to_thread(process.kill, started.process)
-        return Resumed(name, error.what, error.hint or "its files are kept: pkernfs resume")
+        return Resumed(name, error.what, error.hint or _KEPT)
     return Resumed(name)
 
 
-def _start_all(guests: list[Guest], timeline: Timeline) -> tuple[list[_Started], list[Resumed]]:
-    started, failed, checked = [], [], []
+@dataclass(frozen=True)
+class _Sorted:
+    """Saved guests by what has to be done."""
+
+    launches: list[tuple[Launch, bool]]
+    standing: list[_Standing]
+    failed: list[Resumed]
+
+
+def _sort_out(places: Places, timeline: Timeline, under_way: set[str]) -> _Sorted:
+    """Check every guest that waits to be resumed, but for those that are under way."""
+    done = _Sorted([], [], [])
+    waiting = [guest for guest in saved_guests(places) if guest.name not in under_way]
+    if under_way and not waiting:
+        return done
+    from pkernfs.vmm.protocol import launch_of
+
     with timeline.phase("verify"):
-        for guest in guests:
+        for guest in waiting:
             try:
-                checked.append((guest, check_files(guest)))
+                saved = check_files(guest)
+                if process.running(guest) is not None:
+                    done.standing.append(_Standing(guest, saved))
+                else:
+                    done.launches.append((launch_of(guest), saved.was_running))
             except PkernfsError as error:
-                failed.append(Resumed(guest.name, error.what, error.hint))
-    for guest, saved in checked:
-        timeline.mark("begin", "start", guest.name)
-        try:
-            started.append(_start(guest, saved))
-        except PkernfsError as error:
-            failed.append(Resumed(guest.name, error.what, error.hint))
-    return started, failed
+                done.failed.append(Resumed(guest.name, error.what, error.hint))
+    return done
+
+
+class _Resume:
+    """One run of ``pkernfs resume``."""
+
+    def __init__(self, places: Places, timeline: Timeline) -> None:
+        self.places = places
+        self.timeline = timeline
+        self.results: dict[str, Resumed] = {}
+        self._launchers: list[Launcher] = []
+
+    def add(self, launcher: Launcher) -> None:
+        """Have guests that are being started."""
+        self._launchers.append(launcher)
+
+    def start(self, launches: list[tuple[Launch, bool]]) -> None:
+        """Start guests, and wait for them as long as that holds back nobody."""
+        launcher = Launcher(launches)
+        launcher.run(to_the_end=False)
+        self.add(launcher)
+
+    def take(self, results: list[Resumed]) -> None:
+        """Note results."""
+        self.results |= {result.name: result for result in results}
+
+    def finish(self, *, to_the_end: bool) -> None:
+        """Note what became of the guests that were started.
+
+        :param to_the_end: wait also for those that take long.
+        """
+        for launcher in self._launchers:
+            if to_the_end:
+                launcher.run(to_the_end=True)
+            for attempt in launcher.attempts:
+                if attempt.over and attempt.launch.name not in self.results:
+                    self.take([self._one(attempt)])
+
+    def _one(self, attempt: Attempt) -> Resumed:
+        from pkernfs.vmm.restore import finish
+
+        name, timeline = attempt.launch.name, self.timeline
+        timeline.mark("begin", "start", name, ago_ns=max(0, now_ns() - attempt.spawned_ns))
+        it = finish(attempt, Guest(name, self.places))
+        if it.up_ns is not None:
+            timeline.mark("end", "start", name, real_ns=it.up_ns)
+            timeline.mark("begin", "load state", name, real_ns=it.up_ns)
+        if it.loaded_ns is not None:
+            timeline.mark("end", "load state", name, real_ns=it.loaded_ns)
+        if it.running_ns is not None:
+            _mark_running(timeline, name, it.loaded_ns or it.running_ns, it.running_ns)
+        return Resumed(name, it.error, _KEPT if it.error else "")
+
+
+def _mark_begin(timeline: Timeline, early: Early | None, ago: int) -> None:
+    """What happened before this module could note it."""
+    timeline.mark("moment", "kernel's clock", ago_ns=now_ns())
+    timeline.mark("end", "kernel", ago_ns=ago)
+    timeline.mark("begin", "interpreter", ago_ns=ago)
+    if early is None:
+        timeline.mark("end", "interpreter")
+        return
+    timeline.mark("end", "interpreter", ago_ns=now_ns() - early.loaded_ns)
+    timeline.mark("begin", "verify", ago_ns=now_ns() - early.loaded_ns)
+    timeline.mark("end", "verify", ago_ns=now_ns() - early.checked_ns)
 
 
 def resume(
-    machine: Machine, places: Places, started: Callable[[Timeline], None] = lambda _: None
+    machine: Machine,
+    places: Places,
+    started: Callable[[Timeline], None] = lambda _: None,
+    early: Early | None = None,
 ) -> Outcome:
     """Bring back every guest that an update saved. Can be run again for those that failed.
 
     :param started: is called as soon as every QEMU has been started, the moment for what
         does not bring guests back, such as telling about them.
+    :param early: what has been done already.
     :raises PkernfsError: the store can't be mounted.
     """
     timeline = Timeline(machine)
     ago = _since_start_of_process()
-    with update_lock(places), contextlib.ExitStack() as stack:
-        timeline.mark("moment", "kernel's clock", ago_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-        timeline.mark("end", "kernel", ago_ns=ago)
-        timeline.mark("begin", "interpreter", ago_ns=ago)
-        timeline.mark("end", "interpreter")
-        with timeline.phase("mount"):
+    with update_lock(places, early.lock if early else None), contextlib.ExitStack() as stack:
+        _mark_begin(timeline, early, ago)
+        with timeline.phase("mount") if early is None else contextlib.nullcontext():
             unmounted = mount_stores(machine, places.store)
         update = last_update(places, machine)
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
             stack.callback(timeline.close)
-        begun, failed = _start_all(list(saved_guests(places)), timeline)
-        begun += _left_behind(machine, places, update)
+        run = _Resume(places, timeline)
+        if early is not None:
+            run.add(early.launcher)
+            run.finish(to_the_end=False)
+        under_way = {it.launch.name for it in early.launcher.attempts} if early else set()
+        waiting = _sort_out(places, timeline, under_way)
+        run.take(waiting.failed)
+        run.start(waiting.launches)
         started(timeline)
-        results = sorted(failed + _run_all(begun, timeline), key=lambda result: result.name)
+        run.finish(to_the_end=False)
+        run.take(_let_go_on(waiting.standing + _left_behind(machine, places, update), timeline))
+        run.finish(to_the_end=True)
+        results = [run.results[name] for name in sorted(run.results)]
         return _finish(places, results, update, timeline, unmounted)
 
 
-def _left_behind(machine: Machine, places: Places, update: str | None) -> list[_Started]:
+def _left_behind(machine: Machine, places: Places, update: str | None) -> list[_Standing]:
     """Guests that an update of this very kernel stopped before it was killed.
 
     The next kernel that it may have loaded is forgotten: a reboot would start it.
@@ -222,17 +295,17 @@ def _left_behind(machine: Machine, places: Places, update: str | None) -> list[_
         guest = Guest(planned.name, places)
         child = process.running(guest)
         if child is not None and planned.was_running and not guest.saved_file.exists():
-            found.append(_Started(guest, Saved(update, True, 0), child, fresh=False))
+            found.append(_Standing(guest, Saved(update, True, 0)))
     return found
 
 
-def _run_all(started: list[_Started], timeline: Timeline) -> list[Resumed]:
-    if not started:
+def _let_go_on(standing: list[_Standing], timeline: Timeline) -> list[Resumed]:
+    if not standing:
         return []
     import asyncio
 
     async def run() -> list[Resumed]:
-        return list(await asyncio.gather(*(_restore_or_end(guest, timeline) for guest in started)))
+        return list(await asyncio.gather(*(_restore_or_say(guest, timeline) for guest in standing)))
 
     return asyncio.run(run())
 

@@ -2,7 +2,7 @@
 """Talking to a running QEMU by QMP: pause and save, load and run.
 
 What is sent, and why it is cpr-reboot with x-ignore-shared (docs/operations.md has the
-measurements): see :func:`save` and :func:`load`.
+measurements): see :func:`save` and :mod:`pkernfs.vmm.protocol`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 from pkernfs.errors import PkernfsError
+from pkernfs.vmm import protocol
 from pkernfs.vmm.command import RAM_ID
 from pkernfs.vmm.config import Guest
 from pkernfs.vmm.process import log_tail
@@ -186,15 +187,11 @@ async def monitor(guest: Guest, timeout: float = ANSWER_S) -> AsyncIterator[Moni
 async def prepared(session: Monitor) -> AsyncIterator[None]:
     """Have QEMU know within the block how state is saved and loaded.
 
-    ``x-ignore-shared`` leaves memory that is a shared file where it is
-    (migrate_ram_is_ignored() in migration/ram.c); ``cpr-reboot`` stops the guest before
-    anything else and permits devices that can't move to another host
-    (docs/devel/migration/CPR.rst). Both are taken back: with them, a migration to another
-    host, which somebody may ask for later, would leave the memory behind.
+    See :mod:`pkernfs.vmm.protocol`.
 
     :raises PkernfsError: this QEMU can't.
     """
-    await _configure(session, "cpr-reboot", ignore_shared=True)
+    await _configure(session, update=True)
     try:
         yield
     finally:
@@ -207,16 +204,12 @@ async def unprepare(session: Monitor) -> None:
 
     :raises PkernfsError: QEMU refuses.
     """
-    await _configure(session, "normal", ignore_shared=False)
+    await _configure(session, update=False)
 
 
-async def _configure(session: Monitor, mode: str, *, ignore_shared: bool) -> None:
-    capabilities = [
-        {"capability": "x-ignore-shared", "state": ignore_shared},
-        {"capability": "events", "state": True},
-    ]
-    await session.execute("migrate-set-capabilities", {"capabilities": capabilities})
-    await session.execute("migrate-set-parameters", {"mode": mode})
+async def _configure(session: Monitor, *, update: bool) -> None:
+    for command, arguments in protocol.settings(update=update):
+        await session.execute(command, arguments)
 
 
 async def why_not_saved(session: Monitor) -> str | None:

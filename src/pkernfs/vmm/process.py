@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
+from pkernfs.vmm import launch
 from pkernfs.vmm.command import start_arguments
 from pkernfs.vmm.config import Guest, GuestConfig
 
@@ -23,9 +23,6 @@ DEFAULT_QEMU = "qemu-system-x86_64"
 #: The first version whose cpr-reboot stops the guest before it saves (9.0, commit
 #: "migration: stop vm for cpr"); the file: URI and the mode itself are older (8.2).
 MIN_VERSION = (9, 0)
-
-#: Kept, because a Popen that is thrown away while its process runs warns about that.
-_children: list[subprocess.Popen[bytes]] = []
 
 
 def find_qemu(name: str = DEFAULT_QEMU) -> Path:
@@ -79,18 +76,6 @@ def _ask(qemu: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _start_time(pid: int) -> str | None:
-    """When a process began (clock ticks since boot); None when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # proc_pid_stat(5): the name, in parentheses, may contain anything; field 3 is the
-    # state, field 22 the start time.
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
-
-
 @dataclass(frozen=True)
 class Process:
     """A QEMU process. The time it began tells it from a later one with the same pid."""
@@ -100,7 +85,7 @@ class Process:
 
     def alive(self) -> bool:
         """Does it still run?"""
-        return _start_time(self.pid) == self.began
+        return launch.start_time(self.pid) == self.began
 
 
 def running(guest: Guest) -> Process | None:
@@ -138,29 +123,13 @@ def spawn(guest: Guest, config: GuestConfig, *, incoming: bool) -> Process:
     :param incoming: wait for a saved state instead of starting the firmware.
     :raises PkernfsError: the binary can't be started.
     """
-    guest.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
-    guest.socket.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listener, guest.log.open("wb") as log:
-        listener.bind(str(guest.socket))
-        listener.listen(1)
-        command = start_arguments(config, listener.fileno(), incoming=incoming)
-        try:
-            with _processors(config):
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=config.directory if Path(config.directory).is_dir() else "/",
-                    pass_fds=(listener.fileno(),),
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise PkernfsError(f"can't start {config.qemu}: {error.strerror}") from error
-    began = _start_time(child.pid) or ""
-    (guest.runtime / "pid").write_text(f"{child.pid} {began}\n", encoding="ascii")
-    _children.append(child)
-    return Process(child.pid, began)
+    command = start_arguments(config, launch.MONITOR_FD, incoming=incoming)
+    try:
+        with _processors(config):
+            pid, began = launch.spawn(tuple(command), config.directory, str(guest.runtime))
+    except OSError as error:
+        raise PkernfsError(f"can't start {config.qemu}: {error.strerror}") from error
+    return Process(pid, began)
 
 
 def kill(process: Process) -> None:

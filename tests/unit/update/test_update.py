@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -18,10 +19,10 @@ from pkernfs.host import kexec
 from pkernfs.host.bootline import BootLine
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.ranges import Range
-from pkernfs.update import handover, plan, quiesce, report
+from pkernfs.update import early, handover, plan, quiesce, report
 from pkernfs.update import resume as resuming
 from pkernfs.update.lock import update_lock
-from pkernfs.vmm import guests, process
+from pkernfs.vmm import guests, launch, process
 from pkernfs.vmm.config import Guest, Places
 from tests.unit.vmm.fakes import RAM, REGION, FakeHost
 
@@ -389,6 +390,118 @@ def test_a_guest_that_a_killed_update_left_stopped_goes_on(
     jumper.loaded = "left behind"
     assert resuming.resume(host.machine, host.places).guests == [resuming.Resumed("a")]
     _all_run_on(host, jumper, "a")
+
+
+def _begin(host: FakeHost) -> early.Early | None:
+    line = host.root / "proc/cmdline"
+    return early.begin(str(host.places.store), str(host.places.run), str(line))
+
+
+def test_guests_are_started_before_the_rest_of_the_program(
+    host: FakeHost, jumper: FakeKexec
+) -> None:
+    host.start("a")
+    paused = host.start("b")
+    _qmp(paused, "stop")
+    _kexec(host, jumper)
+    begun = _begin(host)
+    assert begun is not None
+    assert [it.launch.name for it in begun.launcher.attempts if it.done] == ["a", "b"]
+    # A state that is older than the guest's memory can't be taken for a saved one.
+    assert Guest("a", host.places).saved() is None
+    outcome = resuming.resume(host.machine, host.places, early=begun)
+    assert outcome.guests == [resuming.Resumed("a"), resuming.Resumed("b")]
+    assert host.states() == {"a": "running", "b": "paused"}
+    assert not Guest("a", host.places).state.exists()
+    _as_before(Guest("a", host.places))
+    value = report.build(host.places, host.machine.update_marker or "")
+    assert value["outcome"] == "completed"
+    assert [vm["blackout_s"] is not None for vm in value["vms"]] == [True, False]
+    names = {phase["name"] for phase in value["phases"]}
+    assert names >= {"kernel", "interpreter", "verify", "start", "load state", "run"}
+
+
+@pytest.mark.parametrize("how", ["refuses", "dies"])
+def test_what_can_not_be_started_early_is_told_and_can_be_tried_again(
+    host: FakeHost, jumper: FakeKexec, how: str
+) -> None:
+    guest = host.start("a")
+    _kexec(host, jumper)
+    host.misbehave(how)
+    (failed,) = resuming.resume(host.machine, host.places, early=_begin(host)).guests
+    assert ("fake state does not fit" if how == "refuses" else "not a valid device") in failed.error
+    assert process.running(guest) is None
+    assert host.states() == {"a": "saved"}
+    host.misbehave("")
+    assert resuming.resume(host.machine, host.places).good
+    assert host.states() == {"a": "running"}
+
+
+@pytest.mark.parametrize("file", ["ram", "state", "saved.json"])
+def test_nothing_is_started_early_from_files_that_are_not_as_they_were(
+    host: FakeHost, jumper: FakeKexec, file: str
+) -> None:
+    host.start("a")
+    host.start("b")
+    _kexec(host, jumper)
+    path = Guest("a", host.places).directory / file
+    path.write_bytes(path.read_bytes()[:-7])
+    begun = _begin(host)
+    assert begun is not None
+    assert [it.launch.name for it in begun.launcher.attempts] == ["b"]
+    results = resuming.resume(host.machine, host.places, early=begun).guests
+    assert [(result.name, bool(result.error)) for result in results] == [("a", True), ("b", False)]
+
+
+def test_a_guest_that_does_not_start_holds_nobody_back(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One slot, and the first guest never greets: the second runs long before that is given up."""
+    host.start("a", "-mute-when-incoming")
+    host.start("b")
+    _kexec(host, jumper)
+    monkeypatch.setattr(launch, "SLOT_S", 0.3)
+    monkeypatch.setattr(launch, "START_S", 3.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    begun = _begin(host)
+    assert begun is not None
+    assert [(it.launch.name, it.over) for it in begun.launcher.attempts] == [
+        ("a", False),
+        ("b", True),
+    ]
+    bad, good = resuming.resume(host.machine, host.places, early=begun).guests
+    assert "did not start within 3 s" in bad.error
+    assert not good.error
+    assert host.states() == {"a": "saved", "b": "running"}
+
+
+def test_a_second_resume_keeps_off(host: FakeHost, jumper: FakeKexec) -> None:
+    host.start("a")
+    _kexec(host, jumper)
+    with update_lock(host.places):
+        assert _begin(host) is None
+
+
+def test_nothing_is_started_early_without_an_update(host: FakeHost) -> None:
+    assert _begin(host) is None
+
+
+def test_starting_early_imports_next_to_nothing() -> None:
+    """Each of these costs paused guests more than starting QEMU does."""
+    import subprocess
+    import sys
+
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(early.__file__).parents[2])!r});"
+        "import pkernfs.cli, pkernfs.update.early;"
+        "slow = {'re', 'json', 'typing', 'pathlib', 'contextlib', 'collections', 'enum',"
+        " 'dataclasses', 'subprocess', 'socket', 'ctypes'};"
+        "print(*sorted(slow & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
 
 
 def test_resume_without_anything_to_do(host: FakeHost) -> None:

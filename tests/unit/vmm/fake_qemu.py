@@ -109,6 +109,7 @@ class FakeQemu:
         self.event("MIGRATION", status="completed")
 
     def load(self, path: Path) -> None:
+        self.event("MIGRATION", status="setup")
         text = path.read_text()
         if behaviour() == "refuses" or not text.startswith(STATE):
             self.error = "fake state does not fit"
@@ -149,7 +150,7 @@ def main() -> None:
     fake: FakeQemu | None = None
     while True:
         connection, _ = listener.accept()
-        if behaviour() == "mute":
+        if behaviour() == "mute" or {"-mute-when-incoming", "-incoming"} <= set(sys.argv):
             time.sleep(60)
         fake = fake or FakeQemu("-incoming" in sys.argv)
         fake.connection = connection
