@@ -204,18 +204,24 @@ class Attempt:
         self._since = time.monotonic()
         launch = self.launch
         try:
-            allowed = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, processors(launch.node) if launch.node else allowed)
-            try:
-                self.pid, self.began = spawn(launch.argv, launch.directory, launch.runtime)
-            finally:
-                os.sched_setaffinity(0, allowed)
+            self._spawn()
             self.connection = Socket(AF_UNIX)
             self.connection.connect(f"{launch.runtime}/qmp.sock")
             self.connection.sendall(launch.requests.encode())
             self.connection.setblocking(False)
         except OSError as error:
             self.error = f"can't start {launch.argv[0]}: {error.strerror}"
+
+    def _spawn(self) -> None:
+        launch = self.launch
+        before = os.sched_getaffinity(0)
+        if launch.node:
+            os.sched_setaffinity(0, processors(launch.node))
+        try:
+            self.pid, self.began = spawn(launch.argv, launch.directory, launch.runtime)
+        finally:
+            if launch.node:
+                os.sched_setaffinity(0, before)
 
     @property
     def over(self) -> bool:

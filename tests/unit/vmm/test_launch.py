@@ -11,7 +11,9 @@ from pkernfs.vmm import protocol
 from pkernfs.vmm.launch import Launch, dump, parse
 from tests.unit.vmm.fakes import FakeHost
 
-_LAUNCH = Launch("a", "/s/vms/a", "/s/vms/a/ram", 4096, "/r/a", "/", "1", "{}\n{}\n", ("q", "", "x\ny"))
+_LAUNCH = Launch(
+    "a", "/s/vms/a", "/s/vms/a/ram", 4096, "/r/a", "/", "1", "{}\n{}\n", ("q", "", "x\ny")
+)
 
 
 def test_launches_are_read_as_they_were_written() -> None:
