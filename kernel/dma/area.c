@@ -10,8 +10,7 @@
 #include <linux/slab.h>
 #include <linux/workqueue.h>
 
-#define BLOCK_SIZE_BYTES	(1UL << 21)
-#define PAGES_PER_BLOCK		512
+#define PAGES_PER_BLOCK	(DMA_BLOCK_BYTES / PAGE_SIZE)
 
 int dma_area_map(struct dma_area *area, struct pkernfs_region *region, const char *name,
 		 const u64 *phys, u32 nr_blocks)
@@ -25,7 +24,7 @@ int dma_area_map(struct dma_area *area, struct pkernfs_region *region, const cha
 	if (!area->phys || !area->addr)
 		goto unmap;
 	for (i = 0; i < nr_blocks; i++) {
-		area->addr[i] = memremap(phys[i], BLOCK_SIZE_BYTES, MEMREMAP_WB);
+		area->addr[i] = memremap(phys[i], DMA_BLOCK_BYTES, MEMREMAP_WB);
 		if (!area->addr[i])
 			goto unmap;
 		area->nr_blocks = i + 1;
@@ -86,7 +85,7 @@ static s64 block_of(const struct dma_area *area, u64 phys)
 	u32 i;
 
 	for (i = 0; i < area->nr_blocks; i++)
-		if (phys >= area->phys[i] && phys - area->phys[i] < BLOCK_SIZE_BYTES)
+		if (phys >= area->phys[i] && phys - area->phys[i] < DMA_BLOCK_BYTES)
 			return i;
 	return -1;
 }

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Which devices are preserved, in what state, and what memory each can reach. */
+/* Which devices are preserved, and in what state. */
 #include "dma.h"
 
 #include <linux/iommu.h>
 #include <linux/module.h>
-#include <linux/pm_runtime.h>
-#include <linux/slab.h>
-#include <linux/uaccess.h>
 
 struct dma_slot dma_slots[PKERNFS_DMA_MAX_DEVICES];
 DEFINE_MUTEX(dma_control_lock);
@@ -231,142 +228,6 @@ int dma_release(const char *name)
 	return err;
 }
 
-/*
- * Tables of a driver that runs: a page may go while we look, and the memory behind it
- * may even leave the direct map. So each is copied, and a fault ends the walk.
- */
-
-static const u64 *live_table(void *context, unsigned int level, u64 phys)
-{
-	struct dma_live *live = context;
-	u64 *page = live->pages[level - 1];
-
-	if (!pfn_valid(phys >> PAGE_SHIFT) || !page_is_ram(phys >> PAGE_SHIFT) ||
-	    copy_from_kernel_nofault(page, phys_to_virt(phys), PAGE_SIZE))
-		return NULL;
-	return page;
-}
-
-int dma_live_init(struct dma_live *live, const struct vtd_context *context)
-{
-	live->pages = kvcalloc(DMA_MAX_LEVELS, PAGE_SIZE, GFP_KERNEL);
-	if (!live->pages)
-		return -ENOMEM;
-	live->tables = (struct dma_tables){
-		.root = vtd_context_root(context),
-		.levels = vtd_context_levels(context),
-		.table = live_table,
-		.context = live,
-	};
-	return 0;
-}
-
-void dma_live_exit(struct dma_live *live)
-{
-	kvfree(live->pages);
-}
-
-/*
- * The guard: memory that a device can reach stays in its file.
- */
-
-struct reach {
-	u64 phys, size;
-};
-
-static int touches(void *argument, const struct dma_leaf *leaf)
-{
-	struct reach *reach = argument;
-
-	return leaf->phys < reach->phys + reach->size && reach->phys < leaf->phys + leaf->size;
-}
-
-static bool tables_reach(const struct dma_tables *tables, struct reach *reach)
-{
-	struct dma_visitor visitor = { .leaf = touches, .argument = reach };
-
-	return dma_tables_walk(tables, &visitor) == 1;
-}
-
-/* What hardware uses for a device now, whoever made it. */
-static bool live_reaches(struct dma_slot *slot, struct reach *reach)
-{
-	u8 bus = slot->pdev->bus->number, devfn = slot->pdev->devfn;
-	bool reaches = false;
-	unsigned int i;
-
-	for (i = 0; i < vtd_nr_units && !reaches; i++) {
-		struct vtd_context *context;
-		struct dma_live live;
-
-		if (vtd_units[i].segment != pci_domain_nr(slot->pdev->bus))
-			continue;
-		context = vtd_live_context(&vtd_units[i], bus, devfn);
-		if (!context || !vtd_context_translates(context))
-			continue;
-		if (dma_live_init(&live, context))
-			return true;
-		reaches = tables_reach(&live.tables, reach);
-		dma_live_exit(&live);
-	}
-	return reaches;
-}
-
-static bool slot_reaches(struct dma_slot *slot, struct reach *reach)
-{
-	u64 at;
-
-	if (slot->state == DMA_PRESERVED)
-		return live_reaches(slot, reach);
-	if (slot->state != DMA_INHERITED)
-		return false;
-	for (at = 0; at < slot->inherited.nr_blocks; at++) {
-		struct dma_leaf block = { .phys = slot->inherited.phys[at], .size = 1 << 21 };
-
-		if (touches(reach, &block))
-			return true;
-	}
-	{
-		struct dma_tables tables = dma_area_tables(&slot->inherited,
-							   le64_to_cpu(slot->record.root),
-							   slot->record.levels);
-
-		return tables_reach(&tables, reach);
-	}
-}
-
-static bool busy(u64 phys, u64 size)
-{
-	struct reach reach = { .phys = phys, .size = size };
-	struct dma_slot *slot;
-	bool found = false;
-
-	mutex_lock(&dma_tables_lock);
-	for_each_dma_slot(slot) {
-		if (slot->state == DMA_FREE || !slot_reaches(slot, &reach))
-			continue;
-		pr_info_ratelimited("%s reaches %#llx-%#llx: it stays in its file\n",
-				    pci_name(slot->pdev), phys, phys + size - 1);
-		found = true;
-		break;
-	}
-	if (!found && dma_handover_reaches(phys, size)) {
-		pr_info_ratelimited("%#llx-%#llx is part of an armed hand-over\n", phys,
-				    phys + size - 1);
-		found = true;
-	}
-	mutex_unlock(&dma_tables_lock);
-	return found;
-}
-
-/* Who mounts holds locks of the filesystem. */
-static void mounted(struct pkernfs_region *region)
-{
-	dma_area_check_later();
-}
-
-static const struct pkernfs_guard guard = { .busy = busy, .mounted = mounted };
-
 /* A device that is taken away is nobody's any more. */
 static int device_gone(struct notifier_block *block, unsigned long event, void *data)
 {
@@ -391,20 +252,12 @@ static int device_gone(struct notifier_block *block, unsigned long event, void *
 
 static struct notifier_block gone_notifier = { .notifier_call = device_gone };
 
-int dma_guard_init(void)
+int dma_device_init(void)
 {
-	int err = bus_register_notifier(&pci_bus_type, &gone_notifier);
-
-	if (err)
-		return err;
-	err = pkernfs_guard_set(&guard);
-	if (err)
-		bus_unregister_notifier(&pci_bus_type, &gone_notifier);
-	return err;
+	return bus_register_notifier(&pci_bus_type, &gone_notifier);
 }
 
-void dma_guard_exit(void)
+void dma_device_exit(void)
 {
-	pkernfs_guard_set(NULL);
 	bus_unregister_notifier(&pci_bus_type, &gone_notifier);
 }

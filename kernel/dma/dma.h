@@ -2,11 +2,19 @@
 /*
  * pkernfs_dma.ko: devices that keep working while the host's kernel is replaced.
  *
- *   tables.c	page tables, plain code
- *   vtd.c	IOMMUs: registers and what they point to, by the specification
+ *   tables.c	page tables: walk, copy, compare; plain code
+ *   roots.c	root tables and context entries; plain code
+ *   keep.c	the record: made by one kernel, checked by the next; plain code
+ *   vtd.c	IOMMUs: registers, by the specification
+ *   live.c	tables of a driver that runs
  *   hooks.c	every touch point with the kernel, in one table
+ *   hooked.c	what hooked functions do
+ *   touch.c	finds symbols and diverts functions
  *   device.c	which devices, and what state each is in
  *   area.c	memory of the store that tables are kept in
+ *   files.c	memory that belongs to files
+ *   guard.c	keeps in its file what a device can reach
+ *   arm.c	getting ready for a kexec
  *   handover.c	the last moment of a kernel
  *   inherit.c	the first moment of the next one
  *   adopt.c	the switch from inherited tables to those of the new owner
@@ -35,7 +43,9 @@
 #include <linux/types.h>
 
 #include "../fs/export.h"
+#include "keep.h"
 #include "record.h"
+#include "roots.h"
 #include "tables.h"
 
 struct intel_iommu;
@@ -50,11 +60,6 @@ struct vtd_unit {
 	u64 ecap;
 };
 
-struct vtd_context {
-	u64 lo;
-	u64 hi;
-};
-
 extern struct vtd_unit vtd_units[PKERNFS_DMA_MAX_UNITS];
 extern unsigned int vtd_nr_units;
 
@@ -66,14 +71,10 @@ bool vtd_unit_remaps_interrupts(const struct vtd_unit *unit);
 /* One line for the user, or NULL: can devices behind this unit be preserved? */
 const char *vtd_unit_objection(const struct vtd_unit *unit);
 
-/* The context entry that hardware uses for a device; NULL: there is no table for it. */
+/* The tables that hardware uses. */
+struct vtd_roots vtd_unit_roots(const struct vtd_unit *unit);
+/* The entry of a device in them; NULL: there is no table for it. */
 struct vtd_context *vtd_live_context(const struct vtd_unit *unit, u8 bus, u8 devfn);
-bool vtd_context_present(const struct vtd_context *context);
-bool vtd_context_translates(const struct vtd_context *context);
-u64 vtd_context_root(const struct vtd_context *context);
-unsigned int vtd_context_levels(const struct vtd_context *context);
-u16 vtd_context_domain(const struct vtd_context *context);
-struct vtd_context vtd_context_make(u64 root, unsigned int levels, u16 domain);
 /* Replace an entry in one step, then drop what hardware cached of the old one. */
 void vtd_context_replace(const struct vtd_unit *unit, struct vtd_context *entry, u8 bus,
 			 u8 devfn, struct vtd_context new);
@@ -91,7 +92,9 @@ enum dma_state {
 	DMA_CUT_OFF,		/* was inherited, did not pass: can't reach memory */
 };
 
-/* An area of blocks in the store, mapped. */
+/* An area of blocks in the store, mapped. Of a device: its first page is the header. */
+#define DMA_FIRST_TABLE		1
+
 struct dma_area {
 	struct pkernfs_region *region;
 	char name[32];
@@ -146,16 +149,22 @@ struct pci_dev *dma_parse_bdf(const char *name);
 __printf(1, 2) void dma_refuse(const char *fmt, ...);
 extern char dma_message[160];
 const char *dma_state_name(enum dma_state state);
-int dma_guard_init(void);
-void dma_guard_exit(void);
+int dma_device_init(void);
+void dma_device_exit(void);
 
-/* Tables of a kernel that runs: read through its direct map, which may change below us. */
+/* live.c: tables of a kernel that runs: read through its direct map, which may change below us. */
 struct dma_live {
 	struct dma_tables tables;
 	u64 (*pages)[DMA_ENTRIES];	/* one per level */
 };
 int dma_live_init(struct dma_live *live, const struct vtd_context *context);
 void dma_live_exit(struct dma_live *live);
+/* What hardware uses for a device now, whoever made it, and behind which IOMMU; or NULL. */
+struct vtd_context *dma_live_context(const struct pci_dev *pdev, struct vtd_unit **unit);
+
+/* guard.c */
+int dma_guard_init(void);
+void dma_guard_exit(void);
 
 /* area.c */
 int dma_area_make(struct dma_area *area, struct pkernfs_region *region, const char *name,
@@ -177,20 +186,21 @@ void dma_area_flush(void);
 int dma_area_init(void);
 void dma_area_exit(void);
 
-/* handover.c */
+/* arm.c */
 int dma_arm(void);
 int dma_disarm(void);
 bool dma_armed(void);
-u32 dma_record_checksum(const struct pkernfs_dma_record *record);
-u32 dma_header_checksum(const struct pkernfs_dma_tables *header);
 u64 dma_record_phys(void);
+bool dma_handover_reaches(u64 phys, u64 size);
+void dma_arm_exit(void);
+
+/* handover.c */
 bool dma_handing_over(void);
 void dma_hand_over(void);
-bool dma_handover_reaches(u64 phys, u64 size);
 int dma_handover_init(void);
 void dma_handover_exit(void);
 
-/* Blocks of files that user space can have. */
+/* files.c: blocks of files that user space can have. */
 struct dma_data {
 	u64 base;
 	u64 nr_blocks;
@@ -213,7 +223,7 @@ void dma_let_go(struct dma_slot *slot);
 int dma_adopt(struct dma_slot *slot);
 int dma_adopt_by_name(const char *name);
 
-/* hooks.c */
+/* hooks.c, hooked.c */
 #ifdef PKERNFS_ATTACH_HAS_OLD
 #define DMA_ATTACH_PROTO	struct iommu_domain *domain, struct device *dev, \
 				struct iommu_domain *old

@@ -16,8 +16,6 @@
 #include <linux/pm_runtime.h>
 #include <linux/slab.h>
 
-#define FIRST_TABLE	1
-
 static u64 record_phys;
 
 /* 0, also when there was none; -EBUSY: this really is a kernel after a crash. */
@@ -53,19 +51,7 @@ static struct pkernfs_dma_record *read_record(struct pkernfs_region *region)
 	memset(mapped, 0, sizeof(__le64));
 
 	pkernfs_region_describe(region, &info);
-	if (record->magic != cpu_to_le64(PKERNFS_DMA_MAGIC))
-		fault = "there is none";
-	else if (record->version != cpu_to_le32(PKERNFS_DMA_VERSION) ||
-		 record->bytes != cpu_to_le32(sizeof(*record)))
-		fault = "it has another version";
-	else if (le32_to_cpu(record->checksum) != dma_record_checksum(record))
-		fault = "its checksum is wrong";
-	else if (le64_to_cpu(record->base) != info.base ||
-		 le64_to_cpu(record->size) != info.size)
-		fault = "it is for another range";
-	else if (le32_to_cpu(record->nr_units) > PKERNFS_DMA_MAX_UNITS ||
-		 le32_to_cpu(record->nr_devices) > PKERNFS_DMA_MAX_DEVICES)
-		fault = "its counts are wrong";
+	fault = keep_record_fault(record, info.base, info.size);
 done:
 	if (mapped)
 		memunmap(mapped);
@@ -76,33 +62,15 @@ done:
 	return NULL;
 }
 
-static struct vtd_unit *unit_at(const struct pkernfs_dma_record *record, u32 index)
+static struct vtd_unit *unit_of(const struct pkernfs_dma_record *record,
+				const struct pkernfs_dma_device *device)
 {
+	const struct pkernfs_dma_unit *kept = keep_unit_of(record, device);
 	unsigned int i;
 
-	if (index >= le32_to_cpu(record->nr_units))
-		return NULL;
-	for (i = 0; i < vtd_nr_units; i++)
-		if (vtd_units[i].registers == le64_to_cpu(record->units[index].registers))
+	for (i = 0; kept && i < vtd_nr_units; i++)
+		if (vtd_units[i].registers == le64_to_cpu(kept->registers))
 			return &vtd_units[i];
-	return NULL;
-}
-
-static const char *check_header(const struct pkernfs_dma_tables *header,
-				struct pkernfs_region *region)
-{
-	u32 i;
-
-	if (header->magic != cpu_to_le64(PKERNFS_DMA_TABLES_MAGIC) ||
-	    le32_to_cpu(header->checksum) != dma_header_checksum(header))
-		return "the header of its tables is damaged";
-	if (!header->nr_blocks ||
-	    le32_to_cpu(header->nr_blocks) > PKERNFS_DMA_MAX_TABLE_BLOCKS)
-		return "its tables have a wrong size";
-	for (i = 0; i < le32_to_cpu(header->nr_blocks); i++)
-		if (pkernfs_region_at(le64_to_cpu(header->blocks[i])) != region ||
-		    !IS_ALIGNED(le64_to_cpu(header->blocks[i]), 1 << 21))
-			return "its tables lie outside the range";
 	return NULL;
 }
 
@@ -110,6 +78,7 @@ static const char *map_tables(struct dma_slot *slot, struct pkernfs_region *regi
 {
 	u64 phys = le64_to_cpu(slot->record.header);
 	struct pkernfs_dma_tables *header, *copy;
+	struct pkernfs_region_info info;
 	struct dma_area area = { 0 };
 	const char *fault;
 
@@ -121,7 +90,8 @@ static const char *map_tables(struct dma_slot *slot, struct pkernfs_region *regi
 	if (!header || !copy)
 		goto done;
 	memcpy(copy, header, sizeof(*copy));
-	fault = check_header(copy, region);
+	pkernfs_region_describe(region, &info);
+	fault = keep_header_fault(copy, info.base, info.size);
 	if (fault)
 		goto done;
 	slot->record.file[sizeof(slot->record.file) - 1] = '\0';
@@ -168,9 +138,9 @@ static const char *check_tables(struct dma_slot *slot)
 	};
 	u64 pages = le64_to_cpu(record->pages);
 
-	if (pages > dma_area_pages(&slot->inherited) - FIRST_TABLE)
+	if (pages > dma_area_pages(&slot->inherited) - DMA_FIRST_TABLE)
 		return "its tables have a wrong size";
-	if (dma_area_checksum(&slot->inherited, FIRST_TABLE, pages) !=
+	if (dma_area_checksum(&slot->inherited, DMA_FIRST_TABLE, pages) !=
 	    le32_to_cpu(record->checksum))
 		return "the checksum of its tables is wrong";
 	if (dma_tables_validate(&tables, &bounds))
@@ -183,20 +153,6 @@ static const char *check_tables(struct dma_slot *slot)
 static struct vtd_context *live_context(const struct dma_slot *slot)
 {
 	return vtd_live_context(slot->unit, slot->record.bus, slot->record.devfn);
-}
-
-/* The record must say what hardware does. */
-static const char *check_context(const struct dma_slot *slot)
-{
-	const struct vtd_context *context = live_context(slot);
-
-	if (!context || !vtd_context_translates(context))
-		return "its IOMMU has no tables for it";
-	if (vtd_context_root(context) != le64_to_cpu(slot->record.root) ||
-	    vtd_context_levels(context) != slot->record.levels ||
-	    vtd_context_domain(context) != le16_to_cpu(slot->record.domain))
-		return "its IOMMU uses other tables";
-	return NULL;
 }
 
 static const char *check_device(const struct dma_slot *slot)
@@ -214,7 +170,7 @@ static const char *check_slot(struct dma_slot *slot, struct pkernfs_region *regi
 	const char *fault = check_device(slot);
 
 	if (!fault)
-		fault = check_context(slot);
+		fault = keep_entry_fault(&slot->record, live_context(slot));
 	if (!fault)
 		fault = map_tables(slot, region);
 	if (!fault)
@@ -297,7 +253,7 @@ static void inherit_device(const struct pkernfs_dma_record *record,
 	if (WARN_ON_ONCE(!slot))
 		return;
 	slot->record = *device;
-	slot->unit = unit_at(record, le32_to_cpu(device->unit));
+	slot->unit = unit_of(record, device);
 	fault = slot->unit ? check_slot(slot, region) : "its IOMMU is not there";
 	if (!fault && hold(slot))
 		fault = "it can't be enabled";
@@ -309,15 +265,15 @@ static void inherit_device(const struct pkernfs_dma_record *record,
 }
 
 /* Entries that lead into a range and that no slot answers for: nobody's, so nothing's. */
-static void cut_stray(const struct vtd_unit *unit, u8 bus, u8 devfn)
+static void cut_stray(const struct vtd_unit *unit, struct vtd_context *context,
+		      unsigned int id)
 {
 	static const struct vtd_context nothing;
-	struct vtd_context *context = vtd_live_context(unit, bus, devfn);
+	u8 bus = PCI_BUS_NUM(id), devfn = id & 0xff;
 	struct pci_dev *pdev;
 	struct dma_slot *slot;
 
-	if (!context || !vtd_context_present(context) ||
-	    !pkernfs_region_at(vtd_context_root(context)))
+	if (!pkernfs_region_at(vtd_context_root(context)))
 		return;
 	pdev = pci_get_domain_bus_and_slot(unit->segment, bus, devfn);
 	slot = pdev ? dma_slot_of(&pdev->dev) : NULL;
@@ -331,18 +287,14 @@ static void cut_stray(const struct vtd_unit *unit, u8 bus, u8 devfn)
 	pci_dev_put(pdev);
 }
 
-static void cut_strays(void)
+static void cut_strays(const struct vtd_unit *unit)
 {
-	unsigned int i, id;
+	struct vtd_roots roots = vtd_unit_roots(unit);
+	struct vtd_context *context;
+	unsigned int id;
 
-	for (i = 0; i < vtd_nr_units; i++)
-		for (id = 0; id < 65536; id++) {
-			/* No table for a bus: on to the next one. */
-			if (!vtd_live_context(&vtd_units[i], PCI_BUS_NUM(id), 0))
-				id |= 0xff;
-			else
-				cut_stray(&vtd_units[i], PCI_BUS_NUM(id), id & 0xff);
-		}
+	for (id = 0; (context = vtd_roots_next(&roots, &id)); id++)
+		cut_stray(unit, context, id);
 }
 
 void dma_inherit(void)
@@ -358,7 +310,8 @@ void dma_inherit(void)
 	for (i = 0; record && i < le32_to_cpu(record->nr_devices); i++)
 		inherit_device(record, &record->devices[i], region);
 	kvfree(record);
-	cut_strays();
+	for (i = 0; i < vtd_nr_units; i++)
+		cut_strays(&vtd_units[i]);
 	mutex_unlock(&dma_lock);
 	dma_check_stores();
 }

@@ -24,9 +24,12 @@ static int __init pkernfs_dma_init(void)
 	err = dma_handover_init();
 	if (err)
 		goto forget_units;
-	err = dma_guard_init();
+	err = dma_device_init();
 	if (err)
 		goto exit_handover;
+	err = dma_guard_init();
+	if (err)
+		goto exit_device;
 	err = control_init();
 	if (err)
 		goto exit_guard;
@@ -35,6 +38,8 @@ static int __init pkernfs_dma_init(void)
 
 exit_guard:
 	dma_guard_exit();
+exit_device:
+	dma_device_exit();
 exit_handover:
 	dma_handover_exit();
 forget_units:
@@ -51,6 +56,7 @@ static void __exit pkernfs_dma_exit(void)
 {
 	control_exit();
 	dma_guard_exit();
+	dma_device_exit();
 	dma_handover_exit();
 	hooks_remove();
 	vtd_forget_units();

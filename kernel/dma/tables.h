@@ -11,19 +11,8 @@
 #ifndef PKERNFS_DMA_TABLES_H
 #define PKERNFS_DMA_TABLES_H
 
-#ifdef __KERNEL__
 #include <linux/errno.h>
 #include <linux/types.h>
-#else
-#include <errno.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-typedef uint64_t u64;
-typedef uint32_t u32;
-typedef uint16_t u16;
-typedef uint8_t u8;
-#endif
 
 #define DMA_PAGE_SHIFT		12
 #define DMA_PAGE_SIZE		(1ULL << DMA_PAGE_SHIFT)

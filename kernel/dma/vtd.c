@@ -49,7 +49,6 @@
 #define ECAP_QI(ecap)	(((ecap) >> 1) & 1)
 #define ECAP_SNOOP(ecap)	(((ecap) >> 7) & 1)
 
-#define RTADDR_MODE	0xc00ULL	/* 0: legacy */
 #define IRTA_X2APIC	BIT(11)
 #define IRTA_SIZE	0xfULL		/* 2^16 entries: Linux takes over no other size */
 #define IRT_ENTRIES	65536
@@ -57,12 +56,6 @@
 #define FECTL_MASK	BIT(31)
 #define PMEN_ENABLE	BIT(31)
 #define PMEN_STATUS	BIT(0)
-
-#define CONTEXT_PRESENT		BIT_ULL(0)
-#define CONTEXT_TYPE		0xcULL		/* 0: second-stage tables, no device TLB */
-#define CONTEXT_ADDRESS		0xfffffffffffff000ULL
-#define CONTEXT_WIDTH		7ULL		/* levels - 2 */
-#define CONTEXT_DOMAIN_SHIFT	8
 
 #define QI_CONTEXT_GLOBAL	(0x1ULL | 1ULL << 4)
 #define QI_IOTLB_GLOBAL		(0x2ULL | 1ULL << 4)
@@ -150,7 +143,7 @@ const char *vtd_unit_objection(const struct vtd_unit *unit)
 {
 	if (!(status(unit) & GSTS_TES))
 		return "does not translate: boot with intel_iommu=on";
-	if (readq(unit->reg + REG_RTADDR) & RTADDR_MODE)
+	if (readq(unit->reg + REG_RTADDR) & VTD_RTADDR_MODE)
 		return "is in scalable mode: boot with intel_iommu=on,sm_off";
 	if (!ECAP_QI(unit->ecap) || !(status(unit) & GSTS_QIES))
 		return "has no queued invalidation";
@@ -168,58 +161,26 @@ void vtd_flush_cpu(const struct vtd_unit *unit, void *addr, size_t bytes)
  */
 
 /* Tables of a driver that runs lie in ordinary memory. */
-static void *table_address(u64 phys)
+static void *table_address(void *context, u64 phys)
 {
-	return phys && pfn_valid(phys >> PAGE_SHIFT) && page_is_ram(phys >> PAGE_SHIFT) ?
+	return pfn_valid(phys >> PAGE_SHIFT) && page_is_ram(phys >> PAGE_SHIFT) ?
 		phys_to_virt(phys) : NULL;
+}
+
+struct vtd_roots vtd_unit_roots(const struct vtd_unit *unit)
+{
+	return (struct vtd_roots){
+		.segment = unit->segment,
+		.rtaddr = readq(unit->reg + REG_RTADDR),
+		.page = table_address,
+	};
 }
 
 struct vtd_context *vtd_live_context(const struct vtd_unit *unit, u8 bus, u8 devfn)
 {
-	u64 rtaddr = readq(unit->reg + REG_RTADDR);
-	struct vtd_context *table;
-	u64 *root;
+	struct vtd_roots roots = vtd_unit_roots(unit);
 
-	if (rtaddr & RTADDR_MODE)
-		return NULL;
-	root = table_address(rtaddr & PAGE_MASK);
-	if (!root || !(READ_ONCE(root[bus * 2]) & 1))
-		return NULL;
-	table = table_address(READ_ONCE(root[bus * 2]) & PAGE_MASK);
-	return table ? table + devfn : NULL;
-}
-
-bool vtd_context_present(const struct vtd_context *context)
-{
-	return READ_ONCE(context->lo) & CONTEXT_PRESENT;
-}
-
-bool vtd_context_translates(const struct vtd_context *context)
-{
-	return vtd_context_present(context) && !(READ_ONCE(context->lo) & CONTEXT_TYPE);
-}
-
-u64 vtd_context_root(const struct vtd_context *context)
-{
-	return READ_ONCE(context->lo) & CONTEXT_ADDRESS;
-}
-
-unsigned int vtd_context_levels(const struct vtd_context *context)
-{
-	return (READ_ONCE(context->hi) & CONTEXT_WIDTH) + 2;
-}
-
-u16 vtd_context_domain(const struct vtd_context *context)
-{
-	return READ_ONCE(context->hi) >> CONTEXT_DOMAIN_SHIFT;
-}
-
-struct vtd_context vtd_context_make(u64 root, unsigned int levels, u16 domain)
-{
-	return (struct vtd_context){
-		.lo = root | CONTEXT_PRESENT,
-		.hi = (levels - 2) | (u64)domain << CONTEXT_DOMAIN_SHIFT,
-	};
+	return vtd_roots_entry(&roots, bus, devfn);
 }
 
 /*

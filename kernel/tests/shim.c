@@ -32,6 +32,21 @@ void shim_free(const void *p)
 	free((void *)p);
 }
 
+long strscpy(char *to, const char *from, size_t bytes)
+{
+	size_t length = strnlen(from, bytes);
+
+	if (!bytes)
+		return -E2BIG;
+	if (length < bytes) {
+		memcpy(to, from, length + 1);
+		return length;
+	}
+	memcpy(to, from, bytes - 1);
+	to[bytes - 1] = '\0';
+	return -E2BIG;
+}
+
 void *memchr_inv(const void *p, int c, size_t bytes)
 {
 	const u8 *at = p, *end = at + bytes;

@@ -96,6 +96,8 @@ void shim_free(const void *p);
 #define kfree(p)			shim_free(p)
 #define kvfree(p)			shim_free(p)
 
+/* As much as fits, always ended: the length, or -E2BIG. */
+long strscpy(char *to, const char *from, size_t bytes);
 void *memchr_inv(const void *p, int c, size_t bytes);
 u32 crc32_le(u32 crc, const void *p, size_t bytes);
 
