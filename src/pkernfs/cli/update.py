@@ -37,6 +37,12 @@ def update(
     ] = None,
     initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initrd.")] = None,
     append: Annotated[str, typer.Option(metavar="TEXT", help="More words for its boot line.")] = "",
+    order: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...", help="Guests that run again first, and are paused last, in order."
+        ),
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, and show what would be done.")
     ] = False,
@@ -55,7 +61,8 @@ def update(
     from pkernfs.errors import PkernfsError
     from pkernfs.update import display, handover
 
-    request = handover.Request(kernel, initrd, append)
+    names = tuple(name for name in order.split(",") if name)
+    request = handover.Request(kernel, initrd, append, names)
     machine = Machine()
     places = Places.on(machine, store)
     if dry_run:

@@ -12,6 +12,7 @@ from pkernfs.host.machine import DEFAULT_STORE
 
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the guest.")]
+_PRIORITY = "An update pauses guests of a higher priority later, and they run again earlier."
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     vm = typer.Typer(help="Guests whose memory lies in the store.", no_args_is_help=True)
     vm.command("start", context_settings={"allow_interspersed_args": True})(start)
     vm.command("list")(list_)
+    vm.command("set")(set_)
     vm.command("stop")(stop)
     app.add_typer(vm, name="vm")
 
@@ -38,6 +40,9 @@ def start(
     region: Annotated[
         str | None, typer.Option(metavar="NAME", help="Region for its memory.")
     ] = None,
+    priority: Annotated[
+        int | None, typer.Option(metavar="N", help=f"{_PRIORITY} 0 by default.")
+    ] = None,
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """Start a guest; without --ram, start one again that was stopped."""
@@ -54,7 +59,10 @@ def start(
         from pkernfs.vmm.placement import choose_store
 
         home = choose_store(Machine(), store, node, region)
-    child = guests.start(places, name, size, arguments or [], qemu=qemu, store=home, node=node)
+    words = arguments or []
+    child = guests.start(
+        places, name, size, words, qemu=qemu, store=home, node=node, priority=priority
+    )
     guest = Guest(name, places)
     size = guest.config().ram_bytes
     print(f"{name} runs: {format_size(size)} of memory in {guest.store}, process {child.pid}")
@@ -85,6 +93,22 @@ def list_(
         process = f"process {guest.pid}" if guest.pid is not None else ""
         where = f"{process:<16} {guest.store}" if places.others else process
         print(f"{guest.name:<20} {guest.state:<12} {format_size(guest.ram_bytes):>8}  {where}")
+
+
+def set_(
+    name: _Name,
+    priority: Annotated[int, typer.Option(metavar="N", help=_PRIORITY)],
+    store: _Store = DEFAULT_STORE,
+) -> None:
+    """Change what is kept of a guest, whether it runs or not."""
+    from pkernfs.host.machine import Machine
+    from pkernfs.host.stores import require_any
+    from pkernfs.vmm import guests
+    from pkernfs.vmm.config import Places
+
+    require_any(Machine(), store)
+    guests.set_priority(Places.on(Machine(), store), name, priority)
+    print(f"{name} has priority {priority}")
 
 
 def stop(

@@ -36,11 +36,13 @@ class Request:
     :ivar image: the next kernel; None for the newest installed one but the running.
     :ivar initrd: its initrd; None for the one that belongs to it.
     :ivar append: more words for its boot line.
+    :ivar order: names of guests that come before all others, in order.
     """
 
     image: Path | None = None
     initrd: Path | None = None
     append: str = ""
+    order: tuple[str, ...] = ()
 
 
 def check_host(machine: Machine, kernel: Kernel, places: Places) -> None:
@@ -66,7 +68,8 @@ async def _plan(
         session = await stack.enter_async_context(monitor(guest))
         await stack.enter_async_context(prepared(session))
         sessions.append(session)
-    guests = tuple([await planning.plan_guest(session) for session in sessions])
+    planned = [await planning.plan_guest(session) for session in sessions]
+    guests = planning.in_order(planned, request.order)
     planning.check_space(places, guests)
     return planning.make(machine, kernel, guests, request.append), sessions
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +38,14 @@ class PlannedGuest:
     """A guest that an update pauses.
 
     :ivar state_limit: bytes that its saved state may take at most.
+    :ivar priority: guests of a higher one are paused later, and run again earlier.
     """
 
     name: str
     ram_bytes: int
     state_limit: int
     was_running: bool
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Plan:
 
     :ivar update: its id.
     :ivar boot_line: the next kernel's.
+    :ivar guests: in the order in which they are to run again.
     """
 
     update: str
@@ -143,7 +147,28 @@ async def plan_guest(session: Monitor) -> PlannedGuest:
     if size != config.ram_bytes:
         raise PkernfsError(f"guest {guest.name}: {guest.ram} has {size} bytes")
     limit = await session.other_memory() + _STATE_MARGIN
-    return PlannedGuest(guest.name, config.ram_bytes, limit, await session.is_running())
+    was_running = await session.is_running()
+    return PlannedGuest(guest.name, config.ram_bytes, limit, was_running, config.priority)
+
+
+def in_order(guests: Sequence[PlannedGuest], first: Sequence[str]) -> tuple[PlannedGuest, ...]:
+    """The guests in the order in which they are to run again.
+
+    :param first: names of guests that come before all others: they get priorities of their
+        own for this update, above every other.
+    :raises PkernfsError: no such guest runs.
+    """
+    unknown = [name for name in first if name not in {guest.name for guest in guests}]
+    if unknown:
+        raise PkernfsError(
+            f"no guest {unknown[0]} runs, so it can't be in the order", "pkernfs vm list names them"
+        )
+    top = max((guest.priority for guest in guests), default=0)
+    own = {name: top + len(first) - place for place, name in enumerate(first)}
+    ranked = (
+        dataclasses.replace(guest, priority=own.get(guest.name, guest.priority)) for guest in guests
+    )
+    return tuple(sorted(ranked, key=lambda guest: (-guest.priority, guest.name)))
 
 
 def check_space(places: Places, guests: tuple[PlannedGuest, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -66,6 +67,39 @@ async def _quiesce(
     guest.write_saved(Saved(update, stopped is not None, size))
 
 
+def by_priority(
+    pairs: Sequence[tuple[Monitor, PlannedGuest]],
+) -> list[list[tuple[Monitor, PlannedGuest]]]:
+    """Guests in groups of one priority, the lowest first.
+
+    A group is paused when the one before is saved: so a guest that is slow to save keeps
+    those above it running, not waiting.
+    """
+    groups: dict[int, list[tuple[Monitor, PlannedGuest]]] = {}
+    for pair in pairs:
+        groups.setdefault(pair[1].priority, []).append(pair)
+    return [groups[priority] for priority in sorted(groups)]
+
+
+async def _quiesce_all(
+    pairs: Sequence[tuple[Monitor, PlannedGuest]], update: str, timeline: Timeline
+) -> None:
+    """Pause and save guests, one on each processor at a time: each saves as fast as it can."""
+    free = asyncio.Semaphore(len(os.sched_getaffinity(0)))
+
+    async def one(session: Monitor, guest: PlannedGuest) -> None:
+        async with free:
+            await _quiesce(session, guest, update, timeline)
+
+    tasks = [asyncio.ensure_future(one(*pair)) for pair in pairs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def write_launches(plan: Plan, guests: Sequence[Guest]) -> None:
     """Have it ready for the next kernel how each guest is started, in the order of the plan.
 
@@ -93,17 +127,11 @@ async def quiesced(
     planned = {guest.name: guest for guest in plan.guests}
     pairs = [(session, planned[session.guest.name]) for session in sessions]
     write_launches(plan, [session.guest for session in sessions])
+    # What is written before the pause need not be written while guests wait.
+    await asyncio.to_thread(os.sync)
     try:
-        tasks = [
-            asyncio.ensure_future(_quiesce(session, guest, plan.update, timeline))
-            for session, guest in pairs
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        for group in by_priority(pairs):
+            await _quiesce_all(group, plan.update, timeline)
         yield
     finally:
         results = await asyncio.gather(

@@ -111,6 +111,7 @@ class GuestConfig:
     :ivar arguments: all of QEMU's arguments, but those that belong to one start only.
     :ivar directory: working directory, for relative paths in the arguments.
     :ivar node: NUMA node whose processors run it; None: all of them.
+    :ivar priority: guests of a higher one are paused later by an update, and run again earlier.
     """
 
     name: str
@@ -121,6 +122,7 @@ class GuestConfig:
     arguments: tuple[str, ...]
     directory: str
     node: int | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True)

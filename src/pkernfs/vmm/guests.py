@@ -167,6 +167,7 @@ def start(
     machine: Machine | None = None,
     store: Path | None = None,
     node: int | None = None,
+    priority: int | None = None,
 ) -> process.Process:
     """Start a guest whose memory and configuration lie in the store.
 
@@ -174,6 +175,7 @@ def start(
     :param arguments: the user's part of QEMU's arguments.
     :param store: mount point of the store for a new guest; None: where it is, or the first.
     :param node: NUMA node whose processors shall run it; None: any, or as it was.
+    :param priority: see :class:`GuestConfig`; None: 0, or as it was.
     :raises PkernfsError: it can't be started; nothing is left behind.
     """
     guest = Guest(check_name(name), places)
@@ -189,6 +191,8 @@ def start(
         config = plan_config(guest, ram_bytes, arguments, qemu, machine)
     if node is not None:
         config = dataclasses.replace(config, node=node)
+    if priority is not None:
+        config = dataclasses.replace(config, priority=priority)
     with _new_directory(guest):
         allocate_ram(guest.ram, config.ram_bytes)
         # Before QEMU runs: a guest that runs and that no update knows of would be lost.
@@ -197,6 +201,16 @@ def start(
         child = process.spawn(guest, config, incoming=False)
         asyncio.run(_until_up(guest, child))
     return child
+
+
+def set_priority(places: Places, name: str, priority: int) -> None:
+    """Have the next update pause and resume a guest earlier or later than others.
+
+    :param priority: see :class:`GuestConfig`.
+    :raises PkernfsError: there is no such guest.
+    """
+    guest = Guest(check_name(name), places)
+    guest.write_config(dataclasses.replace(guest.config(), priority=priority))
 
 
 def _in_store(guest: Guest, store: Path) -> Guest:

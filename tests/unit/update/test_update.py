@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from pkernfs.host import kexec
 from pkernfs.host.bootline import BootLine
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.ranges import Range
-from pkernfs.update import early, handover, plan, quiesce, report
+from pkernfs.update import early, handover, plan, quiesce, report, timeline
 from pkernfs.update import resume as resuming
 from pkernfs.update.lock import update_lock
 from pkernfs.vmm import guests, launch, process
@@ -419,6 +420,54 @@ def test_guests_are_started_before_the_rest_of_the_program(
     assert [vm["blackout_s"] is not None for vm in value["vms"]] == [True, False]
     names = {phase["name"] for phase in value["phases"]}
     assert names >= {"kernel", "interpreter", "verify", "start", "load state", "run"}
+
+
+def _marks(host: FakeHost, event: str, subject: str) -> dict[str, int]:
+    """When each guest had a mark, as numbers of lines in the timeline."""
+    update = plan.last_update(host.places, host.machine) or ""
+    records = timeline.load(plan.directory(host.places, update) / "timeline.jsonl")
+    return {
+        record.guest: number
+        for number, record in enumerate(records)
+        if (record.event, record.subject) == (event, subject) and record.guest is not None
+    }
+
+
+@pytest.mark.parametrize("order", [(), ("low",)])
+def test_a_higher_priority_is_paused_later_and_runs_earlier(
+    host: FakeHost, jumper: FakeKexec, order: tuple[str, ...]
+) -> None:
+    for name in ("high", "low", "mid"):
+        host.start(name)
+    guests.set_priority(host.places, "mid", 5)
+    guests.set_priority(host.places, "high", 7)
+    wanted = [*order, *(name for name in ("high", "mid", "low") if name not in order)]
+    with pytest.raises(PkernfsError, match="refuses to start"):
+        request = handover.Request(order=order)
+        handover.update(host.machine, host.places, request, lambda _: None)
+    begun, saved = _marks(host, "begin", "pause"), _marks(host, "end", "save")
+    for first, last in itertools.pairwise(reversed(wanted)):
+        assert saved[first] < begun[last]
+    update = plan.last_update(host.places, host.machine) or ""
+    listed = (plan.directory(host.places, update) / early.LAUNCH_FILE).read_text()
+    assert [it.name for it in launch.parse(listed)] == wanted
+
+
+def test_a_priority_outlives_a_stop(host: FakeHost) -> None:
+    guest = host.start("a")
+    guests.set_priority(host.places, "a", -3)
+    guests.stop(host.places, "a", force=True, delete=False)
+    guests.start(host.places, "a", None, [], machine=host.machine)
+    assert guest.config().priority == -3
+
+
+def test_an_order_with_a_guest_that_does_not_run_is_refused(
+    host: FakeHost, jumper: FakeKexec
+) -> None:
+    host.start("a")
+    with pytest.raises(PkernfsError, match="no guest b runs"):
+        handover.dry_run(host.machine, host.places, handover.Request(order=("a", "b")))
+    _all_run_on(host, jumper, "a")
 
 
 @pytest.mark.parametrize("how", ["refuses", "dies"])
