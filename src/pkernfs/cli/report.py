@@ -34,7 +34,7 @@ def find(store: Path, update: str | None, source: Path | None) -> dict[str, Any]
     chosen = update or last_update(places, machine)
     if chosen is None:
         raise PkernfsError(f"the store at {store} has no update", "pkernfs update makes one")
-    if Path(chosen).name != chosen or not directory(places, chosen).is_dir():
+    if Path(chosen).name != chosen or not (directory(places, chosen) / "plan.json").exists():
         raise PkernfsError(f"there is no update {chosen}", "pkernfs report --list names them")
     return reporting.build(places, chosen)
 
