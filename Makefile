@@ -5,12 +5,16 @@
 # make test-system  the ones in virtual hosts
 # make test-unit  the ones without a virtual host, at most 60 seconds
 # make lint       ruff and mypy
+# make man        manual pages, in build/man
+# make install-docs  manual pages and shell completion, below $(DESTDIR)$(PREFIX)
 #
 # On a fresh Debian 12 as root, with python3, gcc and make: the first run installs what
 # is missing and keeps what it builds in .venv and ~/.cache/pkernfs.
 
 PYTHON := $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+PREFIX ?= /usr/local
+DATADIR = $(DESTDIR)$(PREFIX)/share
 READY := $(VENV)/.ready
 PYTEST := $(VENV)/bin/python -m pytest
 
@@ -21,7 +25,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # summary names it; an assertion that fails counts at once.
 SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
-.PHONY: demo test test-unit test-system native lint clean
+.PHONY: demo test test-unit test-system native lint man install-docs clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
@@ -45,6 +49,22 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy src tests
+
+# Both come from the parser of the command line itself.
+man: $(READY)
+	$(VENV)/bin/python -m pkernfs.cli.man build/man
+	mkdir -p build/completion
+	$(VENV)/bin/pkernfs completion bash >build/completion/pkernfs
+	$(VENV)/bin/pkernfs completion zsh >build/completion/_pkernfs
+	$(VENV)/bin/pkernfs completion fish >build/completion/pkernfs.fish
+
+install-docs: man
+	install -d $(DATADIR)/man/man1 $(DATADIR)/bash-completion/completions \
+		$(DATADIR)/zsh/site-functions $(DATADIR)/fish/vendor_completions.d
+	install -m 644 build/man/*.1 $(DATADIR)/man/man1
+	install -m 644 build/completion/pkernfs $(DATADIR)/bash-completion/completions
+	install -m 644 build/completion/_pkernfs $(DATADIR)/zsh/site-functions
+	install -m 644 build/completion/pkernfs.fish $(DATADIR)/fish/vendor_completions.d
 
 $(READY): pyproject.toml packaging/bootstrap.sh
 	PYTHON=$(PYTHON) packaging/bootstrap.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Installs what the lab needs of this Debian machine, if it is not there yet.
+# Installs what the lab and the tests need of this Debian machine, if it is not there yet.
 # A list of commands, and the package that each one comes from.
 
 set -eu
@@ -18,6 +18,7 @@ need modprobe kmod
 need unshare util-linux
 need mount mount
 need gcc gcc
+need mandoc mandoc
 # What a test lets GRUB itself say of the words that pkernfs reserve writes.
 need grub-mkimage grub-common
 [ -e /usr/lib/grub/i386-pc/boot.img ] || missing="$missing grub-pc-bin"

@@ -34,6 +34,7 @@ VERBS = {
     "update": "update",
     "resume": "update",
     "report": "update",
+    "completion": "completion",
     "lab": "lab",
 }
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-_Bdf = Annotated[str, typer.Argument(metavar="BDF", help="PCI name, e.g. 0000:01:00.0.")]
+from pkernfs.cli import complete
+
+_Bdf = Annotated[
+    str,
+    typer.Argument(
+        metavar="BDF",
+        help="PCI name, e.g. 0000:01:00.0.",
+        autocompletion=complete.pci_devices,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

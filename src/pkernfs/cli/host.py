@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pkernfs.cli import complete
 from pkernfs.host.machine import DEFAULT_STORE
 
 
@@ -18,7 +19,12 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     kernel: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The next kernel's bzImage.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The next kernel's bzImage; default: the newest other.",
+            autocompletion=complete.kernels,
+        ),
     ] = None,
     initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initrd.")] = None,
     store: Annotated[

@@ -22,18 +22,35 @@ if TYPE_CHECKING:
 
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
 
+_UPDATE_EXAMPLES = """\b
+Examples:
+  pkernfs update --dry-run
+  pkernfs update
+  pkernfs update --kernel /boot/vmlinuz-7.3.4+deb13-amd64 --append panic=30
+"""
+_REPORT_EXAMPLES = """\b
+Examples:
+  pkernfs report --list
+  pkernfs report --html update.html
+  pkernfs report --from report.json --svg timeline.svg
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
-    app.command("update")(update)
+    app.command("update", epilog=_UPDATE_EXAMPLES)(update)
     app.command("resume")(resume)
-    app.command("report")(report)
+    app.command("report", epilog=_REPORT_EXAMPLES)(report)
 
 
 def update(
     kernel: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The next kernel's bzImage; default: the newest other."),
+        typer.Option(
+            metavar="FILE",
+            help="The next kernel's bzImage; default: the newest other.",
+            autocompletion=complete.kernels,
+        ),
     ] = None,
     initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initrd.")] = None,
     append: Annotated[str, typer.Option(metavar="TEXT", help="More words for its boot line.")] = "",
@@ -57,7 +74,15 @@ def update(
     ] = False,
     store: _Store = DEFAULT_STORE,
 ) -> None:
-    """Replace the kernel under the running guests."""
+    """Replace the kernel under the running guests.
+
+    Checks everything, loads the next kernel, pauses and saves all guests, and starts it.
+    There, pkernfs resume brings them back. When anything fails before that, or at Ctrl-C,
+    all guests run on and nothing has changed.
+
+    Shows its progress on a terminal, prints lines elsewhere. After the jump this command is
+    gone with its kernel: pkernfs report has the rest.
+    """
     from pkernfs.errors import PkernfsError
     from pkernfs.update import display, handover
 
@@ -120,7 +145,10 @@ def resume(
     ] = False,
     store: _Store = DEFAULT_STORE,
 ) -> None:
-    """In the next kernel: mount the store and bring the guests back."""
+    """In the next kernel: mount the store and bring the guests back.
+
+    Can be run again for guests that did not come back: their files are kept.
+    """
     from pkernfs.cli import resume as plain
     from pkernfs.errors import UsageError
 
@@ -156,7 +184,11 @@ def report(
     ] = None,
     store: _Store = DEFAULT_STORE,
 ) -> None:
-    """Show the last update: its phases, and every guest's blackout."""
+    """Show the last update: its phases, and every guest's blackout.
+
+    The blackout of a guest lasts from its last instruction in the old kernel to its next in
+    the new one.
+    """
     from pkernfs.cli import report as showing
 
     if list_:

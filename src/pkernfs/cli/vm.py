@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
+from pkernfs.cli import complete
 from pkernfs.host.machine import DEFAULT_STORE
 
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the guest.")]
+_Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name of the guest.", autocompletion=complete.guests),
+]
 _PRIORITY = "An update pauses guests of a higher priority later, and they run again earlier."
 
 
