@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,7 +12,6 @@ from pkernfs.lab.machine import Machine
 from tests.conftest import HostFactory
 
 from . import tick
-from .tick import Tick
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
@@ -137,140 +135,3 @@ def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> Non
     assert json.loads(stored) == report
     table = host.run(["pkernfs", "report"]).check().stdout
     assert all(word in table for word in ("hand over", "blackout", "one", "two", "stamp counter"))
-
-
-@pytest.fixture(scope="module")
-def counting(shared_host: Callable[[str], Machine]) -> Iterator[Tick]:
-    """A counting guest on the shared host, for all tests that leave it running."""
-    host = shared_host("6.12")
-    yield tick.start(host, "tick")
-    host.sh("pkernfs vm stop tick --force --delete; rm -rf /mnt/pkernfs/updates").check()
-
-
-@pytest.fixture
-def guest(host: Machine, counting: Tick) -> Tick:
-    """The guest, running, and no trace of an earlier update."""
-    host.sh("rm -rf /mnt/pkernfs/updates").check()
-    counting.counts_on()
-    return counting
-
-
-def _refused(guest: Tick, command: str, says: str) -> None:
-    """An update fails with these words, nothing is left of it, and the guest counts on."""
-    boot_id = _lines(guest.host, "cat /proc/sys/kernel/random/boot_id")
-    result = guest.host.sh(command)
-    assert result.status == 1, result
-    assert says in result.stderr
-    guest.counts_on()
-    assert _lines(guest.host, "cat /proc/sys/kernel/random/boot_id") == boot_id
-    assert _lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
-    left = f"ls {guest.directory}/state {guest.directory}/saved.json 2>/dev/null || :"
-    assert _lines(guest.host, left) == []
-
-
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        ("pkernfs update --kernel /boot/vmlinuz-none", "No such file"),
-        ("pkernfs update --kernel /etc/passwd", "not a kernel image"),
-        ("pkernfs update --initrd /boot/none", "can't read the initrd"),
-        ("pkernfs update --append $(head -c 3000 /dev/zero | tr '\\0' x)", "boot line has"),
-        (
-            "head -c 300000 $(ls /boot/vmlinuz-7*) >/tmp/cut; pkernfs update --kernel /tmp/cut",
-            "is cut short",
-        ),
-    ],
-)
-def test_a_kernel_that_can_not_be_loaded_leaves_the_guest_running(
-    guest: Tick, command: str, says: str
-) -> None:
-    _refused(guest, command, says)
-
-
-def test_a_dead_socket_leaves_the_guest_running(guest: Tick) -> None:
-    socket = "/run/pkernfs/tick/qmp.sock"
-    guest.host.sh(f"mv {socket} {socket}.away").check()
-    try:
-        _refused(guest, "pkernfs update", "can't be talked to")
-    finally:
-        guest.host.sh(f"mv {socket}.away {socket}").check()
-
-
-def test_a_qemu_that_does_not_answer_leaves_the_other_guest_running(guest: Tick) -> None:
-    host = guest.host
-    other = tick.start(host, "other")
-    host.sh("kill -STOP $(cut -d' ' -f1 /run/pkernfs/other/pid)").check()
-    try:
-        _refused(guest, "pkernfs update", "guest other: its QEMU can't be talked to")
-    finally:
-        host.sh("kill -CONT $(cut -d' ' -f1 /run/pkernfs/other/pid)").check()
-    other.counts_on()
-    host.sh("pkernfs vm stop other --force --delete").check()
-
-
-def test_a_jump_that_the_kernel_refuses_lets_the_guest_run_on(guest: Tick) -> None:
-    """All of it is real: guests saved, disks frozen, then no kernel is there to jump to."""
-    script = (
-        "import sys; sys.path.insert(0, '/usr/lib/pkernfs')\n"
-        "from pkernfs.host import kexec\n"
-        "jump = kexec.jump\n"
-        "kexec.jump = lambda: (kexec.unload(), jump())\n"
-        "sys.argv = ['pkernfs', 'update']\n"
-        "from pkernfs.cli import main\n"
-        "main()\n"
-    )
-    (guest.host.share / "refused.py").write_text(script)
-    _refused(guest, "python3 /mnt/share/refused.py", "refuses to start the loaded one")
-    report = demo.report_of(guest.host)
-    assert report["outcome"] == "rolled back"
-    assert "refuses to start" in report["text"]
-    # The guest was really stopped and saved before.
-    assert {"pause", "save", "hand over"} <= {phase["name"] for phase in report["phases"]}
-    guest.host.sh("echo thawed >/mnt/scratch/thawed && sync -f /mnt/scratch").check()
-
-
-@pytest.mark.parametrize("number", ["INT", "TERM"])
-def test_a_signal_lets_the_guest_run_on(guest: Tick, number: str) -> None:
-    command = (
-        "pkernfs update & until [ -e /mnt/pkernfs/updates/last ]; do sleep 0.05; done; "
-        f"kill -{number} $!; wait $!"
-    )
-    if number == "INT":  # a shell starts background jobs with it ignored
-        command = command.replace("pkernfs update &", "setsid env -i PATH=$PATH pkernfs update &")
-    _refused(guest, command, "interrupted")
-
-
-def test_a_dry_run_says_what_it_would_do(guest: Tick) -> None:
-    plan = json.loads(guest.host.run(["pkernfs", "update", "--dry-run", "--json"]).check().stdout)
-    assert plan["kernel_after"].startswith("7.3")
-    assert "memmap=" in plan["boot_line"]
-    assert f"pkernfs_update={plan['update']}" in plan["boot_line"]
-    assert [vm["name"] for vm in plan["guests"]] == ["tick"]
-    guest.counts_on()
-    assert _lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
-
-
-def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactory) -> None:
-    host = new_host(kernel="6.12")
-    bad, good = tick.start(host, "bad"), tick.start(host, "good")
-    counts = bad.count(), good.count()
-    result = host.run(["pkernfs", "update", "--append", "pkernfs_lab_resume=no"])
-    assert result.status is None
-    host.wait_reboot()
-    state = f"{bad.directory}/state"
-    host.sh(f"cp {state} /mnt/scratch/kept; dd if=/dev/zero of={state} bs=4k count=1 conv=notrunc")
-    first = host.run(["pkernfs", "resume", "--json"])
-    assert first.status == 1
-    results = {vm["name"]: vm["error"] for vm in json.loads(first.stdout)["vms"]}
-    assert results["good"] == ""
-    # QEMU's own words.
-    assert "state can't be loaded" in results["bad"]
-    assert "ection" in results["bad"] or "migration" in results["bad"]
-    assert counts[1] < good.wait_count(counts[1] + 1) < counts[1] + 2000
-    assert demo.report_of(host)["outcome"] == "partial"
-    listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
-    assert [(vm["name"], vm["state"]) for vm in listed] == [("bad", "saved"), ("good", "running")]
-    host.sh(f"cp /mnt/scratch/kept {state}").check()
-    host.run(["pkernfs", "resume"]).check()
-    assert counts[0] < bad.wait_count(counts[0] + 1) < counts[0] + 2000
-    assert demo.report_of(host)["outcome"] == "completed"

@@ -29,6 +29,7 @@ VERBS = {
     "doctor": "host",
     "reserve": "reserve",
     "mount": "mount",
+    "watchdog": "host",
     "vm": "vm",
     "device": "device",
     "update": "update",

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pkernfs.cli import complete
+from pkernfs.errors import PkernfsError
 from pkernfs.host.machine import DEFAULT_STORE
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
     app.command("doctor")(doctor)
+    app.command("watchdog")(watchdog)
 
 
 def doctor(
@@ -57,3 +60,35 @@ def doctor(
             print(f"{finding.status.value:<8}{finding.topic:<12}{finding.text}{hint}")
     if any(finding.status is host_doctor.Status.BLOCKER for finding in findings):
         raise typer.Exit(1)
+
+
+def watchdog(
+    store: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the store is mounted.")
+    ] = DEFAULT_STORE,
+) -> None:
+    """In the next kernel: go back to the one before if no guest comes back in time.
+
+    Started early by the system; the boot line says how long to wait.
+    """
+    from pkernfs.host.machine import Machine
+    from pkernfs.update import watchdog as watching
+    from pkernfs.vmm.config import Places
+
+    machine = Machine()
+    order = watching.order(machine)
+    if order is None:
+        print("the boot line asks for no watchdog")
+        return
+    watching.get_ready()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        with contextlib.suppress(OSError):
+            machine.log(f"pkernfs: {line}\n".encode())
+
+    try:
+        watching.watch(machine, Places.on(machine, store), order, say)
+    except PkernfsError as error:
+        say(error.what)
+        raise

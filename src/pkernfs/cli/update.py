@@ -60,6 +60,14 @@ def update(
             metavar="NAME,...", help="Guests that run again first, and are paused last, in order."
         ),
     ] = "",
+    watchdog: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="The next kernel goes back to this one if no guest is back S seconds after its"
+            " start; 0: never; default: 300.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, and show what would be done.")
     ] = False,
@@ -71,6 +79,10 @@ def update(
     ] = False,
     plain: Annotated[
         bool, typer.Option("--plain", help="Print lines, also on a terminal.")
+    ] = False,
+    recover: Annotated[
+        bool,
+        typer.Option("--recover", help="Undo an update that was killed: all guests run again."),
     ] = False,
     store: _Store = DEFAULT_STORE,
 ) -> None:
@@ -87,9 +99,12 @@ def update(
     from pkernfs.update import display, handover
 
     names = tuple(name for name in order.split(",") if name)
-    request = handover.Request(kernel, initrd, append, names)
+    request = handover.Request(kernel, initrd, append, names, watchdog)
     machine = Machine()
     places = Places.on(machine, store)
+    if recover:
+        _recover(machine, places)
+        return
     if dry_run:
         _show(handover.dry_run(machine, places, request), as_json)
         return
@@ -119,6 +134,15 @@ def _display(as_json: bool, plain: bool) -> Show:
     return show
 
 
+def _recover(machine: Machine, places: Places) -> None:
+    from pkernfs.update.recover import recover
+
+    done = recover(machine, places)
+    print(done.summary() if done is not None else "no update was left behind: nothing to undo")
+    if done is not None and done.failed:
+        raise typer.Exit(1)
+
+
 def _show(plan: Plan, as_json: bool) -> None:
     if as_json:
         import dataclasses
@@ -130,6 +154,8 @@ def _show(plan: Plan, as_json: bool) -> None:
     print(f"image      {plan.image}")
     print(f"initrd     {plan.initrd or 'none'}")
     print(f"boot line  {plan.boot_line}")
+    back = f"after {plan.watchdog_s:g} s without guests" if plan.watchdog_s else "never"
+    print(f"goes back  {back}")
     for guest in plan.guests:
         print(
             f"guest      {guest.name}: {guest.ram_bytes >> 20} MiB stay where they are, "

@@ -8,7 +8,7 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
@@ -135,25 +135,61 @@ def freezable_mounts(machine: Machine) -> list[Path]:
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 
+#: Is told of a filesystem: None before it is frozen, then whether it is.
+NoteFreeze = Callable[[Path, bool | None], None]
+
+
 @contextlib.contextmanager
-def frozen_filesystems(machine: Machine) -> Iterator[None]:
+def frozen_filesystems(
+    machine: Machine, note: NoteFreeze = lambda point, frozen: None
+) -> Iterator[None]:
     """Have every filesystem on a disk written out and at rest within the block.
 
     Like a clean unmount for the next kernel (no journal to replay), but it can be
     undone when the jump fails. Nobody, this program included, may write to a disk
-    within the block. A filesystem that can't be frozen is synced only.
+    within the block. A filesystem that can't be frozen is synced only, one that somebody
+    else has frozen is left to him.
+
+    :param note: keeps what :func:`thaw` has to undo if this process is killed.
     """
     os.sync()
     with contextlib.ExitStack() as undo:
         for point in freezable_mounts(machine):
+            note(point, None)
             try:
                 fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 undo.callback(os.close, fd)
                 fcntl.ioctl(fd, _FIFREEZE, 0)
             except OSError:
+                note(point, False)
                 continue
             undo.callback(fcntl.ioctl, fd, _FITHAW, 0)
+            note(point, True)
         yield
+
+
+def thaw(points: Sequence[Path]) -> list[Path]:
+    """Let filesystems be written again that a process froze which is dead.
+
+    :param points: their mount points, in the order in which they were frozen.
+    :returns: those that can't be reached. One that is not frozen is fine.
+    """
+    failed = []
+    for point in reversed(points):
+        try:
+            fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            failed.append(point)
+            continue
+        try:
+            fcntl.ioctl(fd, _FITHAW, 0)
+        except OSError as error:
+            # EINVAL: it was not frozen (thaw_super_locked() in fs/super.c).
+            if error.errno != errno.EINVAL:
+                failed.append(point)
+        finally:
+            os.close(fd)
+    return failed
 
 
 def jump() -> None:

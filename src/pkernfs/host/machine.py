@@ -36,6 +36,14 @@ class Machine:
         except OSError:
             return None
 
+    def log(self, line: bytes) -> None:
+        """Write a line into the kernel log.
+
+        :raises OSError: it can't be written.
+        """
+        with (self.root / "dev/kmsg").open("wb", buffering=0) as log:
+            log.write(line)
+
     @property
     def kernel(self) -> str:
         """Release of the running kernel, like ``uname -r``."""

@@ -95,6 +95,9 @@ def _lock(run: str) -> int | None:
     except BlockingIOError:
         os.close(lock)
         return None
+    # What pkernfs.update.lock writes: who holds it.
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()} resume\n".encode())
     return lock
 
 

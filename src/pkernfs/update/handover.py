@@ -6,20 +6,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host import doctor, kernels, kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
-from pkernfs.update import devices
+from pkernfs.update import devices, journal, recover, watchdog
 from pkernfs.update import plan as planning
+from pkernfs.update.guard import Guard, guarded
+from pkernfs.update.journal import Journal
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
-from pkernfs.update.quiesce import cancelled_by_signals, quiesced
+from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Record, Timeline
 from pkernfs.vmm import doctor as vmm_doctor
 from pkernfs.vmm.config import Places
@@ -27,6 +29,9 @@ from pkernfs.vmm.monitor import Monitor, monitor, prepared
 
 #: Is shown what happens: the plan once, and every record.
 Watch = Callable[[Plan | Record], None]
+
+#: Writes a line into the journal.
+Note = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,15 @@ class Request:
     :ivar initrd: its initrd; None for the one that belongs to it.
     :ivar append: more words for its boot line.
     :ivar order: names of guests that come before all others, in order.
+    :ivar watchdog: seconds until it goes back to this kernel if the guests are not back; 0:
+        never; None: the default, where it can work.
     """
 
     image: Path | None = None
     initrd: Path | None = None
     append: str = ""
     order: tuple[str, ...] = ()
+    watchdog: float | None = None
 
 
 def check_host(machine: Machine, kernel: Kernel, places: Places) -> None:
@@ -57,21 +65,78 @@ def check_host(machine: Machine, kernel: Kernel, places: Places) -> None:
             raise PkernfsError(finding.text, finding.hint)
 
 
+def check_leftovers(places: Places) -> None:
+    """Refuse an update after one that was killed and is not undone.
+
+    :raises PkernfsError: see above.
+    """
+    begun = journal.read(places)
+    if begun is None:
+        return
+    what = f"update {begun.update}" if begun.update else "an update"
+    who = f" (guests {', '.join(begun.guests)})" if begun.guests else ""
+    raise PkernfsError(f"{what} was killed and is not undone{who}", "pkernfs update --recover")
+
+
 async def _plan(
-    machine: Machine, places: Places, request: Request, stack: contextlib.AsyncExitStack
+    machine: Machine,
+    places: Places,
+    request: Request,
+    stack: contextlib.AsyncExitStack,
+    note: Note,
 ) -> tuple[Plan, list[Monitor]]:
     """Check everything; the sessions with all guests stay open on ``stack``."""
     kernel = kernels.choose(machine, request.image, request.initrd)
     check_host(machine, kernel, places)
     sessions = []
     for guest in planning.running_guests(places):
+        note(journal.GUEST, guest.name)
         session = await stack.enter_async_context(monitor(guest))
         await stack.enter_async_context(prepared(session))
         sessions.append(session)
     planned = [await planning.plan_guest(session) for session in sessions]
     guests = planning.in_order(planned, request.order)
     planning.check_space(places, guests)
-    return planning.make(machine, kernel, guests, request.append), sessions
+    watch = watchdog.ordered(machine, places, request.watchdog)
+    return planning.make(machine, kernel, guests, request.append, watch), sessions
+
+
+class WayBack(NamedTuple):
+    """What brings everything back if this process can't.
+
+    :ivar written: the journal of what would have to be undone.
+    :ivar guard: the process that reads it then.
+    """
+
+    written: Journal
+    guard: Guard
+
+
+@contextlib.contextmanager
+def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
+    """Have everything brought back that the block begins, also if this process is killed.
+
+    The block goes back by itself when it can. What that leaves is tried once more.
+
+    :raises PkernfsError: an earlier update is not undone yet.
+    """
+    check_leftovers(places)
+    written = Journal(places)
+    with contextlib.ExitStack() as stack:
+        guard = stack.enter_context(guarded(machine, places))
+        written.note(journal.GUARD, str(guard.pid))
+        try:
+            yield WayBack(written, guard)
+        except NotAllRunError as error:
+            written.close(undone=False)
+            result = recover.undo(machine, places, str(error))
+            if result is None or result.failed:
+                raise
+            raise PkernfsError(f"{error.what}; they do now", "pkernfs vm list") from error
+        except BaseException:
+            written.close(undone=True)
+            raise
+        written.close(undone=True)
 
 
 def dry_run(machine: Machine, places: Places, request: Request) -> Plan:
@@ -82,15 +147,16 @@ def dry_run(machine: Machine, places: Places, request: Request) -> Plan:
 
     async def check() -> Plan:
         async with contextlib.AsyncExitStack() as stack:
-            plan, _ = await _plan(machine, places, request, stack)
+            plan, _ = await _plan(machine, places, request, stack, written.note)
+            written.note(journal.ARM)
             with devices.armed(plan) as plan:
                 return plan
 
-    with update_lock(places):
+    with update_lock(places, "dry run"), _undoable(machine, places) as (written, _):
         return asyncio.run(check())
 
 
-def _jump(machine: Machine, timeline: Timeline) -> None:
+def _jump(machine: Machine, timeline: Timeline, way_back: WayBack) -> None:
     """Start the loaded kernel; from here on no signal ends this program.
 
     :raises PkernfsError: the kernel refuses. There is no other way to return.
@@ -98,24 +164,37 @@ def _jump(machine: Machine, timeline: Timeline) -> None:
     blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     old = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
-        with kexec.frozen_filesystems(machine):
+        with kexec.frozen_filesystems(machine, way_back.written.note_freeze):
             timeline.mark("end", "hand over")
             timeline.mark("begin", "kernel")
             timeline.close()
+            way_back.guard.jumping()
             kexec.jump()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
 
-async def _update(machine: Machine, places: Places, request: Request, watch: Watch) -> None:
+async def _update(
+    machine: Machine,
+    places: Places,
+    request: Request,
+    way_back: WayBack,
+    watch: Watch,
+) -> None:
     timeline = Timeline(machine)
     timeline.watch(watch)
+    note = way_back.written.note
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(cancelled_by_signals())
         with timeline.phase("check"):
-            plan, sessions = await _plan(machine, places, request, stack)
+            plan, sessions = await _plan(machine, places, request, stack, note)
+            for guest in plan.guests:
+                if guest.was_running:
+                    note(journal.RAN, guest.name)
+            note(journal.ARM)
             plan = stack.enter_context(devices.armed(plan))
             devices.note(timeline)
+            note(journal.UPDATE, plan.update)
         path = planning.write(places, plan)
         timeline.open(path / "timeline.jsonl")
         stack.callback(timeline.close)
@@ -125,19 +204,27 @@ async def _update(machine: Machine, places: Places, request: Request, watch: Wat
                 plan.kernel_after, Path(plan.image), Path(plan.initrd) if plan.initrd else None
             )
             with timeline.phase("load"):
+                note(journal.LOAD)
                 stack.enter_context(kexec.loaded(kernel, plan.boot_line))
-            await _leave(machine, plan, sessions, timeline)
+            way_back.guard.pausing()
+            await _leave(machine, plan, sessions, timeline, way_back)
         except BaseException as error:
             timeline.open(path / "timeline.jsonl")
             timeline.mark("outcome", "rolled back", text=str(error))
             raise
 
 
-async def _leave(machine: Machine, plan: Plan, sessions: list[Monitor], timeline: Timeline) -> None:
+async def _leave(
+    machine: Machine,
+    plan: Plan,
+    sessions: list[Monitor],
+    timeline: Timeline,
+    way_back: WayBack,
+) -> None:
     async with quiesced(sessions, plan, timeline):
         devices.check_again()
         timeline.mark("begin", "hand over")
-        _jump(machine, timeline)
+        _jump(machine, timeline, way_back)
 
 
 def update(machine: Machine, places: Places, request: Request, watch: Watch) -> NoReturn:
@@ -147,9 +234,9 @@ def update(machine: Machine, places: Places, request: Request, watch: Watch) -> 
         paused: it must neither block nor raise.
     :raises PkernfsError: it failed, nothing has changed, and all guests run on.
     """
-    with update_lock(places):
+    with update_lock(places), _undoable(machine, places) as way_back:
         try:
-            asyncio.run(_update(machine, places, request, watch))
+            asyncio.run(_update(machine, places, request, way_back, watch))
         except asyncio.CancelledError as error:
             raise PkernfsError(f"{error or 'interrupted'}; nothing was changed") from error
     raise AssertionError("an update came back without an error")

@@ -14,15 +14,21 @@ from typing import TYPE_CHECKING
 
 from pkernfs.errors import PkernfsError
 from pkernfs.files import read_json, write_atomic, write_json
-from pkernfs.host.bootline import next_boot_line
+from pkernfs.host.bootline import MARKER, REGION, BootLine, next_boot_line, word_value
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
-from pkernfs.host.ranges import format_size
+from pkernfs.host.ranges import Region, format_size, parse_regions
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.process import running
 
 if TYPE_CHECKING:
     from pkernfs.vmm.monitor import Monitor
+
+# Words of the watchdog (pkernfs.update.watchdog) in the next kernel's boot line. No dots:
+# modprobe would take them for parameters of a module.
+WATCHDOG = "pkernfs_watchdog"
+BACK = "pkernfs_back"
+WENT_BACK = "pkernfs_went_back"
 
 PLAN_SCHEMA = "pkernfs-update/1"
 
@@ -55,6 +61,8 @@ class Plan:
     :ivar update: its id.
     :ivar boot_line: the next kernel's.
     :ivar guests: in the order in which they are to run again.
+    :ivar watchdog_s: when the next kernel goes back to this one if the guests are not back,
+        seconds from its start; 0: never.
     """
 
     update: str
@@ -65,6 +73,7 @@ class Plan:
     initrd: str | None
     boot_line: str
     guests: tuple[PlannedGuest, ...]
+    watchdog_s: float = 0.0
 
 
 def new_id() -> str:
@@ -191,14 +200,47 @@ def check_space(places: Places, guests: tuple[PlannedGuest, ...]) -> None:
             )
 
 
-def make(machine: Machine, kernel: Kernel, guests: tuple[PlannedGuest, ...], append: str) -> Plan:
+def _check_line(line: BootLine, regions: Sequence[Region], update: str) -> None:
+    """Make sure that the words of the user left the regions in place.
+
+    A kernel that took a region for ordinary memory would overwrite the guests.
+
+    :raises PkernfsError: they did not.
+    """
+    hint = f"leave memmap=, {REGION}= and {MARKER}= out of --append"
+    # Of several values the last one counts, for modules (kernel/params.c) as for the marker.
+    if parse_regions(line.values(REGION)[-1]) != tuple(regions):
+        raise PkernfsError("--append gives pkernfs other regions than those with the guests", hint)
+    if line.values(MARKER)[-1] != update:
+        raise PkernfsError("--append changes the mark of the update", hint)
+    for span, kind in line.reservations():
+        for region in regions:
+            if kind != "$" and span.overlaps(region.range):
+                raise PkernfsError(
+                    f"--append takes {region.range}, which holds the guests, for other memory "
+                    f"(memmap=...{kind})",
+                    hint,
+                )
+
+
+def make(
+    machine: Machine,
+    kernel: Kernel,
+    guests: tuple[PlannedGuest, ...],
+    append: str,
+    watchdog: tuple[str, ...] = (),
+) -> Plan:
     """Put the plan together.
 
     :param append: more words for the next kernel's boot line.
-    :raises PkernfsError: the boot line can't be written.
+    :param watchdog: the words of pkernfs.update.watchdog; they stand before the marker.
+    :raises PkernfsError: the boot line can't be written, or would lose the regions.
     """
     update = new_id()
-    line = next_boot_line(machine.boot_line, machine.regions(), update, append)
+    regions = machine.regions()
+    running = machine.boot_line.without(WATCHDOG, BACK, WENT_BACK).plus(BootLine(watchdog))
+    line = next_boot_line(running, regions, update, append)
+    _check_line(line, regions, update)
     return Plan(
         update=update,
         kernel_before=machine.kernel,
@@ -208,4 +250,5 @@ def make(machine: Machine, kernel: Kernel, guests: tuple[PlannedGuest, ...], app
         initrd=str(kernel.initrd) if kernel.initrd else None,
         boot_line=str(line),
         guests=guests,
+        watchdog_s=float(word_value(watchdog[0])) if watchdog else 0.0,
     )

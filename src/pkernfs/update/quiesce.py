@@ -24,6 +24,10 @@ from pkernfs.vmm.protocol import launch_of
 SAVE_S = 60.0
 
 
+class NotAllRunError(PkernfsError):
+    """The update was given up, and a guest could not be let run on."""
+
+
 async def let_run(session: Monitor, planned: PlannedGuest) -> None:
     """Let a guest run on, and forget what was saved of it.
 
@@ -140,9 +144,9 @@ async def quiesced(
         )
         failed = [str(result) for result in results if isinstance(result, Exception)]
         if failed:
-            raise PkernfsError(
+            raise NotAllRunError(
                 "after the update was given up, not every guest runs on: " + "; ".join(failed),
-                "pkernfs vm list shows them; pkernfs resume tries again",
+                "pkernfs vm list shows them; pkernfs update --recover tries again",
             )
 
 

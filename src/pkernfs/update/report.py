@@ -145,7 +145,21 @@ def _outcome(
     if records[-1].boot_id == plan.boot_id_before:
         return "not finished", "the next kernel has not reported yet"
     failed = [guest["name"] for guest in guests if not guest["survived"]]
-    return ("partial", f"not running: {', '.join(failed)}") if failed else ("completed", "")
+    back = _went_back(records)
+    if failed:
+        return "partial", f"not running: {', '.join(failed)}" + (f"; {back}" if back else "")
+    return ("went back", back) if back else ("completed", "")
+
+
+def _went_back(records: Sequence[Record]) -> str:
+    """Why the kernel before runs again; empty when it does not."""
+    moments = {record.subject: record for record in records if record.event == "moment"}
+    back = moments.get("went back")
+    if back is None or back.boot_id != records[-1].boot_id:
+        return ""
+    reason = moments.get("going back")
+    why = reason.text if reason else "the store was not mounted there"
+    return f"the watchdog left {back.text}: {why}"
 
 
 def _store(records: Sequence[Record]) -> str | None:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from pkernfs.errors import PkernfsError
 from pkernfs.host.machine import Machine
 from pkernfs.host.stores import mount_stores
+from pkernfs.update import reported
 from pkernfs.update.early import Early, now_ns, process_began_ns
 from pkernfs.update.lock import update_lock
-from pkernfs.update.plan import directory, last_update
+from pkernfs.update.plan import WENT_BACK, directory, last_update
 from pkernfs.update.timeline import Timeline
 from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest, Places, Saved, saved_guests
@@ -249,7 +250,8 @@ def resume(
     """
     timeline = Timeline(machine)
     ago = _since_start_of_process()
-    with update_lock(places, early.lock if early else None), contextlib.ExitStack() as stack:
+    held = early.lock if early else None
+    with update_lock(places, "resume", held), contextlib.ExitStack() as stack:
         _mark_begin(timeline, early, ago)
         with timeline.phase("mount") if early is None else contextlib.nullcontext():
             unmounted = mount_stores(machine, places.store)
@@ -257,46 +259,43 @@ def resume(
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
             stack.callback(timeline.close)
+        for kernel in machine.boot_line.values(WENT_BACK):
+            timeline.mark("moment", "went back", text=kernel)
         run = _Resume(places, timeline)
         if early is not None:
             run.add(early.launcher)
             run.finish(to_the_end=False)
         under_way = {it.launch.name for it in early.launcher.attempts} if early else set()
+        run.take(_left_behind(machine, places))
         waiting = _sort_out(places, timeline, under_way)
         run.take(waiting.failed)
         run.start(waiting.launches)
         started(timeline)
         run.finish(to_the_end=False)
-        run.take(_let_go_on(waiting.standing + _left_behind(machine, places, update), timeline))
+        run.take(_let_go_on(waiting.standing, timeline))
         run.finish(to_the_end=True)
         results = [run.results[name] for name in sorted(run.results)]
         return _finish(places, results, update, timeline, unmounted)
 
 
-def _left_behind(machine: Machine, places: Places, update: str | None) -> list[_Standing]:
-    """Guests that an update of this very kernel stopped before it was killed.
+def _left_behind(machine: Machine, places: Places) -> list[Resumed]:
+    """Undo an update of this very kernel that was killed, if there is one."""
+    from pkernfs.update.journal import path_of
 
-    The next kernel that it may have loaded is forgotten: a reboot would start it.
-    """
-    if update is None or machine.update_marker == update:
+    if not path_of(places).exists():
         return []
-    from pkernfs.host import kexec
-    from pkernfs.update import plan as planning
-    from pkernfs.update import timeline
+    from pkernfs.update import recover
 
-    plan = planning.read(places, update)
-    records = timeline.load(directory(places, update) / "timeline.jsonl")
-    given_up = any(record.event == "outcome" for record in records)
-    if plan.boot_id_before != machine.boot_id or given_up:
+    done = recover.undo(machine, places, "it was killed")
+    if done is None:
         return []
-    kexec.unload()
-    found = []
-    for planned in plan.guests:
-        guest = Guest(planned.name, places)
-        child = process.running(guest)
-        if child is not None and planned.was_running and not guest.saved_file.exists():
-            found.append(_Standing(guest, Saved(update, True, 0)))
-    return found
+    # A guest whose QEMU has ended after it was saved goes on from what was saved.
+    failed = [each for each in done.failed if not Guest(each.guest, places).saved_file.exists()]
+    hint = "pkernfs update --recover tries again"
+    return [
+        *(Resumed(name) for name in done.guests),
+        *(Resumed(each.guest or "host", each.text, hint if each.again else "") for each in failed),
+    ]
 
 
 def _let_go_on(standing: list[_Standing], timeline: Timeline) -> list[Resumed]:
@@ -322,6 +321,8 @@ def _finish(
         timeline.mark("result", "failed" if result.error else "ok", result.name, text=result.error)
         if not result.error:
             Guest(result.name, places).forget_saved()
+    running = sum(not result.error for result in results)
+    reported.write(places, reported.Reported(len(results), running))
     from pkernfs.update import devices
 
     devices.note(timeline)

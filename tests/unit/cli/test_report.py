@@ -12,7 +12,7 @@ from pkernfs.cli import report as showing
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.update import handover, plan
 from pkernfs.update import resume as resuming
-from tests.unit.update.test_update import FakeKexec, _kexec, jumper
+from tests.unit.update.test_update import FakeKexec, jumper, kexec_to
 from tests.unit.vmm.fakes import FakeHost
 
 __all__ = ["jumper"]
@@ -39,7 +39,7 @@ def test_the_list_has_every_kept_update(
     assert "has no update yet" in capsys.readouterr().out
     host.start("a")
     given_up = _refused(host)
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     resuming.resume(host.machine, host.places)
     done = plan.last_update(host.places, host.machine)
     broken = host.places.updates / "00000000-broken"
@@ -101,7 +101,7 @@ def test_what_is_tried_again_later_does_not_stretch_the_phases(
     """The first attempt is the update; a guest's own phases have both."""
     host.start("a")
     host.start("b")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     state = host.places.store / "vms/a/state"
     content = state.read_text()
     state.write_text("y" * len(content))

@@ -22,7 +22,7 @@ from pkernfs.update.events import EVENT_SCHEMA, Event, parse_line
 from pkernfs.update.progress import Progress
 from tests.unit.vmm.fakes import RAM, FakeHost
 
-from .test_update import FakeKexec, _kexec, jumper
+from .test_update import FakeKexec, jumper, kexec_to
 
 __all__ = ["jumper"]
 
@@ -94,7 +94,7 @@ def test_events_of_a_resume_come_once_qemu_was_started(
     host: FakeHost, jumper: FakeKexec, tmp_path: Path
 ) -> None:
     host.start("a")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     seen: list[Event] = []
     from pkernfs.update.events import Teller
 

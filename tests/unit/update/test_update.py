@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ from pkernfs.host import kexec
 from pkernfs.host.bootline import BootLine
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.ranges import Range
-from pkernfs.update import early, handover, plan, quiesce, report, timeline
+from pkernfs.update import early, handover, journal, plan, quiesce, report, timeline
 from pkernfs.update import resume as resuming
 from pkernfs.update.lock import update_lock
 from pkernfs.vmm import guests, launch, process
@@ -31,25 +32,30 @@ JUMPED = 77
 
 
 class FakeKexec:
-    """What was loaded, and what jumping does."""
+    """What was loaded, the same for all processes, and what jumping does."""
 
-    def __init__(self) -> None:
-        self.loaded: str | None = None
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self.jump: Callable[[], None] = self._refuse
+        self.jumped_to: str | None = None
+
+    @property
+    def loaded(self) -> str | None:
+        return self._file.read_text() if self._file.exists() else None
 
     def load(self, kernel: Kernel, line: str) -> None:
-        self.loaded = line
+        self._file.write_text(line)
 
     def unload(self) -> None:
-        self.loaded = None
+        self._file.unlink(missing_ok=True)
 
     def _refuse(self) -> None:
         raise PkernfsError("the running kernel refuses to start the loaded one: fake")
 
 
 @pytest.fixture
-def jumper(monkeypatch: pytest.MonkeyPatch) -> FakeKexec:
-    fake = FakeKexec()
+def jumper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeKexec:
+    fake = FakeKexec(tmp_path / "loaded")
     monkeypatch.setattr(kexec, "load", fake.load)
     monkeypatch.setattr(kexec, "unload", fake.unload)
     monkeypatch.setattr(kexec, "jump", lambda: fake.jump())
@@ -63,7 +69,7 @@ def _update(host: FakeHost, append: str = "") -> None:
     handover.update(host.machine, host.places, handover.Request(append=append), lambda _: None)
 
 
-def _all_run_on(host: FakeHost, jumper: FakeKexec, *names: str) -> None:
+def all_run_on(host: FakeHost, jumper: FakeKexec, *names: str) -> None:
     """Nothing is left of an update that was given up."""
     assert host.states() == dict.fromkeys(names, "running")
     assert jumper.loaded is None
@@ -75,7 +81,7 @@ def _all_run_on(host: FakeHost, jumper: FakeKexec, *names: str) -> None:
         assert guest.ram.stat().st_size == RAM
 
 
-def _qmp(guest: Guest, command: str) -> Any:
+def qmp(guest: Guest, command: str) -> Any:
     from pkernfs.vmm.monitor import monitor
 
     async def send() -> Any:
@@ -87,27 +93,42 @@ def _qmp(guest: Guest, command: str) -> Any:
 
 def _as_before(guest: Guest) -> None:
     """An ordinary migration of the guest would take its memory along."""
-    settings = _qmp(guest, "query-migrate-parameters")
+    settings = qmp(guest, "query-migrate-parameters")
     assert (settings["mode"], settings["x-ignore-shared"]) == ("normal", False)
 
 
-def _kexec(host: FakeHost, jumper: FakeKexec) -> None:
-    """Update in a process of its own, whose jump ends it and every QEMU."""
+def guard_of(host: FakeHost) -> int:
+    """Process id of the guard of the update that goes on."""
+    lines = journal.path_of(host.places).read_text().splitlines()
+    return int(dict(json.loads(line) for line in lines)["guard"])
+
+
+def kexec_to(host: FakeHost, jumper: FakeKexec, **request: Any) -> None:
+    """Update in a process of its own, whose jump ends it and every QEMU.
+
+    :param request: fields of the request.
+    """
     child = os.fork()
     if child == 0:
 
         def jump() -> NoReturn:
+            # The guard first: it must not see the end of the update.
+            guard = guard_of(host)
+            os.kill(guard, signal.SIGKILL)
+            os.waitpid(guard, 0)
             host.kill_all()
             os._exit(JUMPED)
 
         jumper.jump = jump
         try:
-            _update(host)
+            wanted = handover.Request(**request)
+            handover.update(host.machine, host.places, wanted, lambda _: None)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == JUMPED
     line = plan.read(host.places, plan.last_update(host.places, host.machine) or "").boot_line
+    journal.remove(host.places)  # /run ends with the kernel
     host.boot("7.3.4", "boot-two", line)
 
 
@@ -117,7 +138,7 @@ def test_guests_of_every_store_go_through_an_update(host: FakeHost, jumper: Fake
     host.start("a")
     guests.start(host.places, "b", RAM, [], machine=host.machine, store=second)
     assert (second / "vms/b/ram").stat().st_size == RAM
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     assert (second / "vms/b/saved.json").exists()
     line = plan.read(host.places, host.machine.update_marker or "").boot_line
     assert BootLine.parse(line).regions() == host.machine.regions()
@@ -132,7 +153,7 @@ def test_guests_of_every_store_go_through_an_update(host: FakeHost, jumper: Fake
 def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("a")
     host.start("b")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     assert host.states() == {"a": "saved", "b": "saved"}
     assert resuming.resume(host.machine, host.places).guests == [
         resuming.Resumed("a"),
@@ -171,7 +192,7 @@ def test_a_damaged_store_is_told_after_the_guests_run(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host.start("a")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
 
     def check() -> str:
         assert host.states() == {"a": "running"}
@@ -188,21 +209,21 @@ def test_a_damaged_store_is_told_after_the_guests_run(
 
 def test_a_paused_guest_stays_paused(host: FakeHost, jumper: FakeKexec) -> None:
     guest = host.start("a")
-    _qmp(guest, "stop")
+    qmp(guest, "stop")
     assert host.states() == {"a": "paused"}
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     assert resuming.resume(host.machine, host.places).good
     assert host.states() == {"a": "paused"}
     (vm,) = report.build(host.places, host.machine.update_marker or "")["vms"]
     assert (vm["survived"], vm["blackout_s"]) == (True, None)
 
 
-def test_a_jump_that_fails_lets_all_run_on(host: FakeHost, jumper: FakeKexec) -> None:
+def test_a_jump_that_fails_letsall_run_on(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("a")
     host.start("b")
     with pytest.raises(PkernfsError, match="refuses to start"):
         _update(host)
-    _all_run_on(host, jumper, "a", "b")
+    all_run_on(host, jumper, "a", "b")
     update = plan.last_update(host.places, host.machine)
     assert update is not None
     value = report.build(host.places, update)
@@ -222,7 +243,7 @@ def test_a_jump_that_fails_lets_all_run_on(host: FakeHost, jumper: FakeKexec) ->
         ("hangs", "no MIGRATION/completed"),
     ],
 )
-def test_a_guest_that_can_not_be_saved_lets_all_run_on(
+def test_a_guest_that_can_not_be_saved_letsall_run_on(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch, how: str, says: str
 ) -> None:
     monkeypatch.setattr(quiesce, "SAVE_S", 0.5)
@@ -232,7 +253,7 @@ def test_a_guest_that_can_not_be_saved_lets_all_run_on(
     with pytest.raises(PkernfsError, match=says):
         _update(host)
     host.misbehave("")
-    _all_run_on(host, jumper, "a", "b")
+    all_run_on(host, jumper, "a", "b")
 
 
 def test_a_dead_socket_stops_the_update_before_anything(host: FakeHost, jumper: FakeKexec) -> None:
@@ -252,7 +273,7 @@ def test_a_missing_kernel_stops_the_update_before_anything(
     (host.root / "boot/vmlinuz-7.3.4").unlink()
     with pytest.raises(PkernfsError, match="no other kernel"):
         _update(host)
-    _all_run_on(host, jumper, "a")
+    all_run_on(host, jumper, "a")
 
 
 def test_a_kernel_that_is_refused_stops_the_update(
@@ -265,7 +286,7 @@ def test_a_kernel_that_is_refused_stops_the_update(
     host.start("a")
     with pytest.raises(PkernfsError, match="refuses to load"):
         _update(host)
-    _all_run_on(host, jumper, "a")
+    all_run_on(host, jumper, "a")
 
 
 def test_what_doctor_finds_stops_the_update(host: FakeHost, jumper: FakeKexec) -> None:
@@ -283,7 +304,7 @@ def test_a_store_without_room_for_the_states_stops_the_update(
     monkeypatch.setattr(os, "statvfs", lambda _: full)
     with pytest.raises(PkernfsError, match="state of its guests may take"):
         _update(host)
-    _all_run_on(host, jumper, "a")
+    all_run_on(host, jumper, "a")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -304,7 +325,7 @@ def test_a_signal_while_a_guest_is_paused_lets_it_run_on(
     with pytest.raises(PkernfsError, match="interrupted"):
         _update(host)
     sender.join()
-    _all_run_on(host, jumper, "a")
+    all_run_on(host, jumper, "a")
 
 
 def test_two_updates_at_once(host: FakeHost, jumper: FakeKexec) -> None:
@@ -314,13 +335,15 @@ def test_two_updates_at_once(host: FakeHost, jumper: FakeKexec) -> None:
 
 def test_a_dry_run_changes_nothing(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("a")
-    planned = handover.dry_run(host.machine, host.places, handover.Request(append="single"))
+    planned = handover.dry_run(
+        host.machine, host.places, handover.Request(append="single", watchdog=0)
+    )
     assert planned.kernel_after == "7.3.4"
     marker = f"pkernfs_update={planned.update}"
     assert planned.boot_line == f"quiet memmap=1G$4G pkernfs.region={REGION} {marker} single"
     assert [(guest.name, guest.was_running) for guest in planned.guests] == [("a", True)]
     assert not host.places.updates.exists()
-    _all_run_on(host, jumper, "a")
+    all_run_on(host, jumper, "a")
 
 
 def test_a_state_that_does_not_load_keeps_its_files_and_can_be_tried_again(
@@ -328,7 +351,7 @@ def test_a_state_that_does_not_load_keeps_its_files_and_can_be_tried_again(
 ) -> None:
     host.start("a")
     host.start("b")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     bad = Guest("a", host.places)
     content = bad.state.read_text()
     bad.state.write_text("y" * len(content))
@@ -351,7 +374,7 @@ def test_a_damaged_file_sets_only_its_guest_aside(
 ) -> None:
     host.start("a")
     host.start("b")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     path = Guest("a", host.places).directory / file
     path.write_bytes(path.read_bytes()[:-7])
     results = resuming.resume(host.machine, host.places).guests
@@ -373,26 +396,6 @@ def _wait_until_paused(host: FakeHost) -> None:
     raise AssertionError("no guest was paused")
 
 
-def test_a_guest_that_a_killed_update_left_stopped_goes_on(
-    host: FakeHost, jumper: FakeKexec
-) -> None:
-    host.start("a")
-    host.misbehave("hangs")
-    child = os.fork()
-    if child == 0:
-        try:
-            _update(host)
-        finally:
-            os._exit(1)
-    _wait_until_paused(host)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    host.misbehave("")
-    jumper.loaded = "left behind"
-    assert resuming.resume(host.machine, host.places).guests == [resuming.Resumed("a")]
-    _all_run_on(host, jumper, "a")
-
-
 def _begin(host: FakeHost) -> early.Early | None:
     line = host.root / "proc/cmdline"
     return early.begin(str(host.places.store), str(host.places.run), str(line))
@@ -403,8 +406,8 @@ def test_guests_are_started_before_the_rest_of_the_program(
 ) -> None:
     host.start("a")
     paused = host.start("b")
-    _qmp(paused, "stop")
-    _kexec(host, jumper)
+    qmp(paused, "stop")
+    kexec_to(host, jumper)
     begun = _begin(host)
     assert begun is not None
     assert [it.launch.name for it in begun.launcher.attempts if it.done] == ["a", "b"]
@@ -467,7 +470,7 @@ def test_an_order_with_a_guest_that_does_not_run_is_refused(
     host.start("a")
     with pytest.raises(PkernfsError, match="no guest b runs"):
         handover.dry_run(host.machine, host.places, handover.Request(order=("a", "b")))
-    _all_run_on(host, jumper, "a")
+    all_run_on(host, jumper, "a")
 
 
 @pytest.mark.parametrize("how", ["refuses", "dies"])
@@ -475,7 +478,7 @@ def test_what_can_not_be_started_early_is_told_and_can_be_tried_again(
     host: FakeHost, jumper: FakeKexec, how: str
 ) -> None:
     guest = host.start("a")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     host.misbehave(how)
     (failed,) = resuming.resume(host.machine, host.places, early=_begin(host)).guests
     assert ("fake state does not fit" if how == "refuses" else "not a valid device") in failed.error
@@ -492,7 +495,7 @@ def test_nothing_is_started_early_from_files_that_are_not_as_they_were(
 ) -> None:
     host.start("a")
     host.start("b")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     path = Guest("a", host.places).directory / file
     path.write_bytes(path.read_bytes()[:-7])
     begun = _begin(host)
@@ -508,7 +511,7 @@ def test_a_guest_that_does_not_start_holds_nobody_back(
     """One slot, and the first guest never greets: the second runs long before that is given up."""
     host.start("a", "-mute-when-incoming")
     host.start("b")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     monkeypatch.setattr(launch, "SLOT_S", 0.3)
     monkeypatch.setattr(launch, "START_S", 3.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
@@ -526,7 +529,7 @@ def test_a_guest_that_does_not_start_holds_nobody_back(
 
 def test_a_second_resume_keeps_off(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("a")
-    _kexec(host, jumper)
+    kexec_to(host, jumper)
     with update_lock(host.places):
         assert _begin(host) is None
 

@@ -3,7 +3,8 @@
 
 FAKE_QEMU (a file) may name a way to misbehave, one word: ``dies`` at start, ``mute``
 (never greets), ``blocked`` (can't be saved), ``fails`` (saving fails), ``hangs`` (saving
-never ends), ``fat`` (memory ends up in the state), ``refuses`` (loading fails).
+never ends), ``fat`` (memory ends up in the state), ``refuses`` (loading fails), ``stuck``
+(loading never ends).
 """
 
 import contextlib
@@ -29,6 +30,7 @@ class FakeQemu:
     connection: socket.socket
 
     def __init__(self, incoming: bool) -> None:
+        self.autostart = True
         self.status = "inmigrate" if incoming else "running"
         self.error = ""
         self.migration = "none"
@@ -78,7 +80,9 @@ class FakeQemu:
             assert self.migration not in ("active", "cancelling")
             self.status = "running"
             self.event("RESUME")
-        if command == "stop":
+        if command == "stop" and self.status == "inmigrate":
+            self.autostart = False
+        elif command == "stop":
             self.status = "paused"
             self.event("STOP")
         return {}
@@ -110,6 +114,8 @@ class FakeQemu:
 
     def load(self, path: Path) -> None:
         self.event("MIGRATION", status="setup")
+        if behaviour() == "stuck":
+            return
         text = path.read_text()
         if behaviour() == "refuses" or not text.startswith(STATE):
             self.error = "fake state does not fit"

@@ -16,11 +16,12 @@ state=/run/pkernfs-lab
 	modprobe -q $kvm
 } &
 
-update= store=yes resume=yes devices= early=
+update= store=yes resume=yes devices= early= watchdog=
 read -r line </proc/cmdline
 for word in $line; do
 	case $word in
 	pkernfs_update=*) update=${word#*=} ;;
+	pkernfs_watchdog=*) watchdog=${word#*=} ;;
 	pkernfs_lab_store=*) store=${word#*=} ;;
 	pkernfs_lab_resume=*) resume=${word#*=} ;;
 	pkernfs_lab_early=*) early=${word#*=} ;;
@@ -56,6 +57,9 @@ if [ "$store" = yes ]; then
 	[ $# -gt 2 ] && [ -z "$update" ] && try "mounting all stores" pkernfs mount --init
 fi
 wait
+# In what the processor has to spare: a guest waits for resume.
+[ -n "$watchdog" ] && [ "$1" != service ] &&
+	chrt --idle 0 pkernfs watchdog >$state/watchdog.log 2>&1 &
 if [ -n "$update" ] && [ "$resume" = yes ]; then
 	pkernfs resume >$state/resume.log 2>&1
 	echo $? >$state/resume.status

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every failure of an update has an answer: before the kexec, all guests run on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pkernfs.lab import demo
+from pkernfs.lab.machine import Machine
+from tests.conftest import HostFactory
+
+from . import tick
+from .tick import Tick
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+
+
+def _lines(host: Machine, script: str) -> list[str]:
+    return host.sh(script).check().stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def counting(shared_host: Callable[[str], Machine]) -> Iterator[Tick]:
+    """A counting guest on the shared host, for all tests that leave it running."""
+    host = shared_host("6.12")
+    yield tick.start(host, "tick")
+    host.sh("pkernfs vm stop tick --force --delete; rm -rf /mnt/pkernfs/updates").check()
+
+
+@pytest.fixture
+def guest(host: Machine, counting: Tick) -> Tick:
+    """The guest, running, and no trace of an earlier update."""
+    host.sh("rm -rf /mnt/pkernfs/updates").check()
+    counting.counts_on()
+    return counting
+
+
+def _refused(guest: Tick, command: str, says: str) -> None:
+    """An update fails with these words, nothing is left of it, and the guest counts on."""
+    boot_id = _lines(guest.host, "cat /proc/sys/kernel/random/boot_id")
+    result = guest.host.sh(command)
+    assert result.status == 1, result
+    assert says in result.stderr
+    guest.counts_on()
+    assert _lines(guest.host, "cat /proc/sys/kernel/random/boot_id") == boot_id
+    assert _lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
+    left = f"ls {guest.directory}/state {guest.directory}/saved.json 2>/dev/null || :"
+    assert _lines(guest.host, left) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("pkernfs update --kernel /boot/vmlinuz-none", "No such file"),
+        ("pkernfs update --kernel /etc/passwd", "not a kernel image"),
+        ("pkernfs update --initrd /boot/none", "can't read the initrd"),
+        ("pkernfs update --append $(head -c 3000 /dev/zero | tr '\\0' x)", "boot line has"),
+        (
+            "head -c 300000 $(ls /boot/vmlinuz-7*) >/tmp/cut; pkernfs update --kernel /tmp/cut",
+            "is cut short",
+        ),
+    ],
+)
+def test_a_kernel_that_can_not_be_loaded_leaves_the_guest_running(
+    guest: Tick, command: str, says: str
+) -> None:
+    _refused(guest, command, says)
+
+
+def test_a_dead_socket_leaves_the_guest_running(guest: Tick) -> None:
+    socket = "/run/pkernfs/tick/qmp.sock"
+    guest.host.sh(f"mv {socket} {socket}.away").check()
+    try:
+        _refused(guest, "pkernfs update", "can't be talked to")
+    finally:
+        guest.host.sh(f"mv {socket}.away {socket}").check()
+
+
+def test_a_qemu_that_does_not_answer_leaves_the_other_guest_running(guest: Tick) -> None:
+    host = guest.host
+    other = tick.start(host, "other")
+    host.sh("kill -STOP $(cut -d' ' -f1 /run/pkernfs/other/pid)").check()
+    try:
+        _refused(guest, "pkernfs update", "guest other: its QEMU can't be talked to")
+    finally:
+        host.sh("kill -CONT $(cut -d' ' -f1 /run/pkernfs/other/pid)").check()
+    other.counts_on()
+    host.sh("pkernfs vm stop other --force --delete").check()
+
+
+def test_a_jump_that_the_kernel_refuses_lets_the_guest_run_on(guest: Tick) -> None:
+    """All of it is real: guests saved, disks frozen, then no kernel is there to jump to."""
+    script = (
+        "import sys; sys.path.insert(0, '/usr/lib/pkernfs')\n"
+        "from pkernfs.host import kexec\n"
+        "jump = kexec.jump\n"
+        "kexec.jump = lambda: (kexec.unload(), jump())\n"
+        "sys.argv = ['pkernfs', 'update']\n"
+        "from pkernfs.cli import main\n"
+        "main()\n"
+    )
+    (guest.host.share / "refused.py").write_text(script)
+    _refused(guest, "python3 /mnt/share/refused.py", "refuses to start the loaded one")
+    report = demo.report_of(guest.host)
+    assert report["outcome"] == "rolled back"
+    assert "refuses to start" in report["text"]
+    # The guest was really stopped and saved before.
+    assert {"pause", "save", "hand over"} <= {phase["name"] for phase in report["phases"]}
+    guest.host.sh("echo thawed >/mnt/scratch/thawed && sync -f /mnt/scratch").check()
+
+
+@pytest.mark.parametrize("number", ["INT", "TERM"])
+def test_a_signal_lets_the_guest_run_on(guest: Tick, number: str) -> None:
+    command = (
+        "pkernfs update & until [ -e /mnt/pkernfs/updates/last ]; do sleep 0.05; done; "
+        f"kill -{number} $!; wait $!"
+    )
+    if number == "INT":  # a shell starts background jobs with it ignored
+        command = command.replace("pkernfs update &", "setsid env -i PATH=$PATH pkernfs update &")
+    _refused(guest, command, "interrupted")
+
+
+def test_a_dry_run_says_what_it_would_do(guest: Tick) -> None:
+    plan = json.loads(guest.host.run(["pkernfs", "update", "--dry-run", "--json"]).check().stdout)
+    assert plan["kernel_after"].startswith("7.3")
+    assert "memmap=" in plan["boot_line"]
+    assert f"pkernfs_update={plan['update']}" in plan["boot_line"]
+    assert [vm["name"] for vm in plan["guests"]] == ["tick"]
+    guest.counts_on()
+    assert _lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
+
+
+def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactory) -> None:
+    host = new_host(kernel="6.12")
+    bad, good = tick.start(host, "bad"), tick.start(host, "good")
+    counts = bad.count(), good.count()
+    result = host.run(["pkernfs", "update", "--append", "pkernfs_lab_resume=no"])
+    assert result.status is None
+    host.wait_reboot()
+    state = f"{bad.directory}/state"
+    host.sh(f"cp {state} /mnt/scratch/kept; dd if=/dev/zero of={state} bs=4k count=1 conv=notrunc")
+    first = host.run(["pkernfs", "resume", "--json"])
+    assert first.status == 1
+    results = {vm["name"]: vm["error"] for vm in json.loads(first.stdout)["vms"]}
+    assert results["good"] == ""
+    # QEMU's own words.
+    assert "state can't be loaded" in results["bad"]
+    assert "ection" in results["bad"] or "migration" in results["bad"]
+    assert counts[1] < good.wait_count(counts[1] + 1) < counts[1] + 2000
+    assert demo.report_of(host)["outcome"] == "partial"
+    listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
+    assert [(vm["name"], vm["state"]) for vm in listed] == [("bad", "saved"), ("good", "running")]
+    host.sh(f"cp /mnt/scratch/kept {state}").check()
+    host.run(["pkernfs", "resume"]).check()
+    assert counts[0] < bad.wait_count(counts[0] + 1) < counts[0] + 2000
+    assert demo.report_of(host)["outcome"] == "completed"
+
+
+# Runs "pkernfs update", which never comes to its jump: it is killed when it has written a
+# certain line of its timeline (its guard first if "both" is said), or by somebody else.
+_KILLED_AT = r"""
+import json, os, signal, sys, time
+sys.path.insert(0, "/usr/lib/pkernfs")
+from pkernfs.host import kexec
+from pkernfs.update import journal
+from pkernfs.update.timeline import Timeline
+from pkernfs.vmm.config import Places
+event, subject, both = sys.argv[1:]
+mark = Timeline.mark
+def deadly(self, found, about, *args, **kwargs):
+    mark(self, found, about, *args, **kwargs)
+    if (found, about) != (event, subject):
+        return
+    if both == "both":
+        lines = journal.path_of(Places()).read_text().splitlines()
+        os.kill(int(dict(map(json.loads, lines))["guard"]), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+Timeline.mark = deadly
+kexec.jump = lambda: time.sleep(600)
+sys.argv = ["pkernfs", "update"]
+from pkernfs.cli import main
+main()
+"""
+
+
+def _kill_at(host: Machine, event: str, subject: str, both: str = "update") -> None:
+    (host.share / "killed.py").write_text(_KILLED_AT)
+    script = f"python3 /mnt/share/killed.py {event} '{subject}' {both}; echo $?"
+    assert host.sh(script).stdout.splitlines()[-1] == "137"
+
+
+def _all_as_before(guest: Tick) -> None:
+    guest.counts_on()
+    host = guest.host
+    assert _lines(host, "cat /sys/kernel/kexec_loaded") == ["0"]
+    assert _lines(host, "ls /run/pkernfs/update.journal 2>/dev/null || :") == []
+    assert _lines(host, f"ls {guest.directory}/s* 2>/dev/null || :") == []
+    # A filesystem that stayed frozen would let this wait without end.
+    host.sh("echo thawed >/mnt/scratch/thawed && sync -f /mnt/scratch", timeout=60).check()
+
+
+@pytest.mark.parametrize(
+    ("event", "subject"),
+    [("end", "check"), ("end", "load"), ("end", "pause"), ("end", "save"), ("begin", "kernel")],
+)
+def test_killed_in_any_phase_the_guest_runs_on_at_once(
+    guest: Tick, event: str, subject: str
+) -> None:
+    """The last one is after the disks were frozen, right before the jump."""
+    _kill_at(guest.host, event, subject)
+    _all_as_before(guest)
+    report = demo.report_of(guest.host) if event == "end" and subject == "save" else None
+    assert report is None or (report["outcome"], report["text"]) == ("rolled back", "it was killed")
+
+
+def test_killed_together_with_its_guard_it_is_undone_by_recover(guest: Tick) -> None:
+    host = guest.host
+    _kill_at(host, "begin", "kernel", "both")
+    count = guest.count()
+    listed = host.run(["pkernfs", "vm", "list"]).check().stdout
+    assert "postmigrate" in listed
+    assert guest.count() == count
+    assert _lines(host, "cat /sys/kernel/kexec_loaded") == ["1"]
+    refused = host.run(["pkernfs", "update"])
+    assert refused.status == 1
+    assert "was killed and is not undone (guests tick)" in refused.stderr
+    assert "as before: tick" in host.run(["pkernfs", "update", "--recover"]).check().stdout
+    _all_as_before(guest)
+    assert "nothing to undo" in host.run(["pkernfs", "update", "--recover"]).check().stdout
+
+
+def test_killed_at_random_moments_the_guest_runs_on(guest: Tick) -> None:
+    host = guest.host
+    (host.share / "killed.py").write_text(_KILLED_AT)
+    for seconds in (1.0, 2.5, 4.0, 7.0):
+        host.sh(
+            f"python3 /mnt/share/killed.py no such update & sleep {seconds}; kill -KILL $!; "
+            "wait $!; flock -w 60 /run/pkernfs/update.lock true"
+        ).check()
+        _all_as_before(guest)
+
+
+def test_a_next_kernel_without_the_store_goes_back_and_the_right_one_resumes(
+    new_host: HostFactory,
+) -> None:
+    """First the watchdog goes back, then somebody loads the next kernel as it should be."""
+    host = new_host(kernel="6.12")
+    guest = tick.start(host, "tick")
+    count = guest.count()
+    lost = "pkernfs_lab_store=no pkernfs_lab_resume=no"
+    update = ["pkernfs", "update", "--append", lost]
+    assert host.run([*update, "--watchdog", "40"]).status is None
+    host.wait_reboot()
+    assert _lines(host, "uname -r")[0].startswith("7.3")
+    assert _lines(host, "grep -c pkernfs /proc/filesystems || :") == ["0"]
+    hello = host.wait_reboot()
+    assert _lines(host, "uname -r")[0].startswith("6.12")
+    assert hello.resume == 0
+    assert count < guest.wait_count(count + 1) < count + 2000
+    report = demo.report_of(host)
+    assert report["outcome"] == "went back"
+    assert "the watchdog left 7.3" in report["text"]
+    assert report["host"]["kernel_after"] == report["host"]["kernel_before"]
+    host.run(["pkernfs", "check"]).check()
+
+    count = guest.count()
+    assert host.run([*update, "--watchdog", "0"]).status is None
+    host.wait_reboot()
+    script = (
+        f"line=$(sed 's/{lost}//' /proc/cmdline); kexec -s -l /boot/vmlinuz-$(uname -r)"
+        ' --initrd /boot/pkernfs-lab-initrd-$(uname -r) --command-line "$line" && kexec -e'
+    )
+    assert host.sh(script).status is None
+    hello = host.wait_reboot()
+    assert hello.resume == 0
+    assert _lines(host, "uname -r")[0].startswith("7.3")
+    assert count < guest.wait_count(count + 1) < count + 2000
+    assert demo.report_of(host)["outcome"] == "completed"
+    guest.counts_on()
