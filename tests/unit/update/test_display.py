@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -226,6 +226,7 @@ def test_the_live_picture_has_phases_guests_and_the_error(
 _TEXT = st.text(max_size=30)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.builds(

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pkernfs.errors import PkernfsError
@@ -201,6 +201,7 @@ _TIMES = st.floats(0, 5000, allow_nan=False)
 _INTERVALS = st.lists(st.tuples(_TIMES, _TIMES).map(lambda pair: (min(pair), max(pair))))
 
 
+@settings(deadline=None)
 @given(_INTERVALS, st.floats(0, 300), st.floats(200, 2000))
 def test_the_axis_is_monotonic_to_scale_and_in_its_bounds(
     intervals: list[tuple[float, float]], left: float, width: float
@@ -252,6 +253,7 @@ _HOSTILE = st.one_of(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(_HOSTILE, min_size=1, max_size=4), _HOSTILE, _HOSTILE)
 def test_no_text_gets_out_of_its_place(names: list[str], error: str, kernel: str) -> None:
     lost = {"survived": False, "running_s": None, "blackout_s": None, "error": error}

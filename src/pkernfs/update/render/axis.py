@@ -14,6 +14,7 @@ _CUT_S = 5.0
 _CUT_SHARE = 0.3
 #: How much the axis goes on after the last event, as a share of what is drawn.
 _TAIL = 0.03
+_TAIL_MIN_S = 0.001
 #: What is left of a cut, pixels.
 CUT_WIDTH = 34.0
 #: About so many pixels are between two ticks.
@@ -63,7 +64,7 @@ class Axis:
         last = self._kept[-1]
         total = sum(end - start for start, end in self._kept)
         #: Where the axis ends, seconds.
-        self.end_s = last[1] + (_TAIL * total or 1.0)
+        self.end_s = last[1] + max(_TAIL * total, _TAIL_MIN_S)
         self._kept[-1] = (last[0], self.end_s)
         total += self.end_s - last[1]
         #: Pixels per second, the same everywhere but in cuts.
