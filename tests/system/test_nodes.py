@@ -122,6 +122,18 @@ def test_regions_by_size_from_a_plain_host_to_an_update(new_host: HostFactory) -
     _stores_that_do_not_fit(host)
 
 
+def test_a_guest_runs_on_the_processors_of_its_node(new_host: HostFactory) -> None:
+    host = new_host(layout=Layout.of(GIB, nodes=2), cpus=2)
+    assert host.run(["cat", "/sys/devices/system/node/node1/cpulist"]).stdout == "1\n"
+    guest = tick.start(host, "far", options=["--node", "1"], store=SECOND)
+    _is_there(host, guest, 1)
+    pid = _json(host, "vm", "list")["vms"][0]["pid"]
+    threads = host.sh(f"cat /proc/{pid}/task/*/status").check().stdout.splitlines()
+    allowed = [line.split()[1] for line in threads if line.startswith("Cpus_allowed_list")]
+    assert len(allowed) > 2, "a thread for the virtual processor, and more"
+    assert set(allowed) == {"1"}
+
+
 def _is_set_up(host: Machine, words: tuple[str, ...]) -> None:
     """Both regions are claimed, mounted and in order, and each is known to lie on its node."""
     regions = BootLine(words).regions()

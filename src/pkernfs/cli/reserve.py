@@ -124,8 +124,8 @@ def _write(machine: Machine, words: Sequence[str], update_grub: bool, *, quiet: 
     line = " ".join(words)
     if not grub.is_used(machine):
         raise PkernfsError(
-            "this machine does not boot by GRUB: nothing was written",
-            f"add to the boot line, where your boot loader has it: {line}",
+            f"there is no /{grub.DROP_INS}, so no GRUB that reads it: nothing was written",
+            f"add to the boot line, where your boot loader has it: {line or 'nothing'}",
         )
     grub.check_others(machine)
     ran = grub.write(machine, words, update=update_grub)

@@ -56,8 +56,8 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def is_used(machine: Machine) -> bool:
-    """Does this machine boot by GRUB, with a directory for files like ours?"""
-    return (machine.root / DROP_INS).is_dir() or (machine.root / DEFAULTS).is_file()
+    """Does this machine have a GRUB that reads files like ours? Debian's brings the directory."""
+    return (machine.root / DROP_INS).is_dir()
 
 
 def regions(machine: Machine) -> tuple[Region, ...] | None:

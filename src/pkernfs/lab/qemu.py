@@ -103,9 +103,10 @@ class Plan:
             name = f"ram{node or ''}"
             backend = f"memory-backend-file,id={name},size={size >> 20}M,share=on"
             words += ["-object", f"{backend},mem-path={ram_file(self.ram, node)}"]
-        for node in range(len(layout.nodes)):
-            # All processors are the first node's; further ones have memory only.
-            cpus = f",cpus=0-{self.config.cpus - 1}" if node == 0 else ""
+        nodes = len(layout.nodes)
+        for node in range(nodes):
+            # One processor after the other; a node for which none is left has memory only.
+            cpus = "".join(f",cpus={cpu}" for cpu in range(node, self.config.cpus, nodes))
             words += ["-numa", f"node,nodeid={node},memdev=ram{node or ''}{cpus}"]
         return words
 

@@ -193,7 +193,9 @@ NODE0 = Region("node0", Range(4 * GIB, GIB))
 NODE1 = Region("node1", Range(5 * GIB, GIB))
 
 
-def _machine(root: Path, iomem: str = _IOMEM, line: str = "quiet", nodes: str = "0-1") -> Machine:
+def machine_of_two(
+    root: Path, iomem: str = _IOMEM, line: str = "quiet", nodes: str = "0-1"
+) -> Machine:
     files = {
         "proc/iomem": iomem,
         "proc/cmdline": line,
@@ -217,7 +219,7 @@ def _room(map_: Terrain, regions: tuple[Region, ...] = ()) -> list[list[Range]]:
 
 
 def test_a_machine_without_a_region(tmp_path: Path) -> None:
-    map_ = terrain(_machine(tmp_path))
+    map_ = terrain(machine_of_two(tmp_path))
     assert _room(map_) == [[Range(4 * GIB, GIB)], [Range(5 * GIB, 2 * GIB)]]
     regions = add(map_, add(map_, (), GIB, 0, None), GIB, 1, None)
     assert regions == (NODE0, NODE1)
@@ -225,7 +227,7 @@ def test_a_machine_without_a_region(tmp_path: Path) -> None:
 
 def test_memory_that_is_reserved_already_is_still_known(tmp_path: Path) -> None:
     line = " ".join(boot_words([NODE0, NODE1]))
-    map_ = terrain(_machine(tmp_path, _RESERVED, line))
+    map_ = terrain(machine_of_two(tmp_path, _RESERVED, line))
     assert map_.node_of(NODE1.range) == 1
     assert _room(map_, (NODE0, NODE1)) == [[], [Range(6 * GIB, GIB)]]
     # Given up, its memory can be reserved anew, in another size.
@@ -244,17 +246,17 @@ def test_memory_that_is_reserved_already_is_still_known(tmp_path: Path) -> None:
     ],
 )
 def test_what_somebody_else_holds_is_left_alone(tmp_path: Path, iomem: str, line: str) -> None:
-    map_ = terrain(_machine(tmp_path, iomem, line))
+    map_ = terrain(machine_of_two(tmp_path, iomem, line))
     assert _room(map_)[1] == [Range(6 * GIB, GIB)]
 
 
 def test_where_the_kernel_happens_to_lie_is_no_hindrance(tmp_path: Path) -> None:
     iomem = _IOMEM.replace("1c00", "  150000000-151ffffff : Kernel code\n1c00")
-    assert _room(terrain(_machine(tmp_path, iomem)))[1] == [Range(5 * GIB, 2 * GIB)]
+    assert _room(terrain(machine_of_two(tmp_path, iomem)))[1] == [Range(5 * GIB, 2 * GIB)]
 
 
 def test_a_kernel_without_the_firmware_map_shows_what_is_free(tmp_path: Path) -> None:
-    machine = _machine(tmp_path, _RESERVED, " ".join(boot_words([NODE0, NODE1])))
+    machine = machine_of_two(tmp_path, _RESERVED, " ".join(boot_words([NODE0, NODE1])))
     (tmp_path / "sys/firmware/memmap").rename(tmp_path / "sys/firmware/gone")
     assert _room(terrain(machine), (NODE0, NODE1)) == [[], [Range(6 * GIB, GIB)]]
 
@@ -262,7 +264,7 @@ def test_a_kernel_without_the_firmware_map_shows_what_is_free(tmp_path: Path) ->
 def test_addresses_that_are_hidden_are_an_error(tmp_path: Path) -> None:
     hidden = "00000000-00000000 : System RAM\n00000000-00000000 : Reserved\n"
     with pytest.raises(PkernfsError, match="memory map can't be read"):
-        terrain(_machine(tmp_path, hidden))
+        terrain(machine_of_two(tmp_path, hidden))
 
 
 # Names and words

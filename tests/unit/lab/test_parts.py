@@ -53,7 +53,13 @@ def test_every_numa_node_has_a_file_and_a_region() -> None:
     assert "-machine q35 " in command
     assert "id=ram,size=3072M,share=on,mem-path=/ram " in command
     assert "id=ram1,size=2048M,share=on,mem-path=/ram1 " in command
-    assert "-numa node,nodeid=0,memdev=ram,cpus=0-0 -numa node,nodeid=1,memdev=ram1 " in command
+    assert "-numa node,nodeid=0,memdev=ram,cpus=0 -numa node,nodeid=1,memdev=ram1 " in command
+
+
+def test_processors_are_dealt_to_the_nodes() -> None:
+    command = " ".join(_plan(HostConfig(layout=Layout.of(nodes=2), cpus=3)).command())
+    assert "nodeid=0,memdev=ram,cpus=0,cpus=2 " in command
+    assert "nodeid=1,memdev=ram1,cpus=1 " in command
 
 
 def test_a_host_without_a_region_has_no_words_for_one() -> None:
