@@ -61,7 +61,7 @@ class Plan:
             *("-machine", "q35" if config.layout.nodes else "q35,memory-backend=ram"),
             *("-accel", "tcg,thread=multi"),
             *("-cpu", self._cpu()),
-            *("-smp", str(config.cpus)),
+            *("-smp", self._processors()),
             *("-m", f"{config.layout.ram >> 20}M"),
             *self._ram(),
             # Before any device that it translates for.
@@ -89,6 +89,10 @@ class Plan:
         if not config.store:
             words.append("pkernfs_lab_store=no")
         return " ".join((*words, *config.append))
+
+    def _processors(self) -> str:
+        # The parts of one processor share a node; the kernel warns where they don't.
+        return f"{self.config.cpus}" + (",cores=1" if self.config.layout.nodes else "")
 
     def _cpu(self) -> str:
         # Some addresses below 4 GiB are no RAM, so the RAM ends that much higher.
