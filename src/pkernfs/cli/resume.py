@@ -62,16 +62,19 @@ def resume(
     :raises PkernfsError: the store can't be mounted.
     """
     machine = Machine()
+    places = Places.on(machine, store)
     with contextlib.ExitStack() as stack:
         display = _Display(stack, as_events)
         started = (lambda _: None) if as_json else display.start
         try:
-            outcome = resuming.resume(machine, Places.on(machine, store), started, early)
+            outcome = resuming.resume(machine, places, started, early)
         except PkernfsError as error:
             display.error(error)
             raise
     if as_json:
         _print_json(outcome)
+    elif not as_events:
+        _print_blackouts(machine, places, outcome)
     for guest in outcome.guests:
         if guest.error:
             print(f"pkernfs: {guest.error}", file=sys.stderr)
@@ -79,6 +82,22 @@ def resume(
     if outcome.store != resuming.CLEAN:
         print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
     return 0 if outcome.good else 1
+
+
+def _print_blackouts(machine: Machine, places: Places, outcome: resuming.Outcome) -> None:
+    """How long each guest did not run, for the log: the report may be read by nobody."""
+    from pkernfs.update import report
+    from pkernfs.update.plan import directory, last_update
+
+    update = last_update(places, machine)
+    file = directory(places, update) / "report.json" if update is not None else None
+    if file is None or not file.exists():
+        return
+    blackouts = {guest["name"]: guest["blackout_s"] for guest in report.read(file)["vms"]}
+    for guest in outcome.guests:
+        blackout = blackouts.get(guest.name)
+        if blackout is not None and not guest.error:
+            print(f"{guest.name}: blackout {blackout:.3f} s")
 
 
 def _print_json(outcome: resuming.Outcome) -> None:

@@ -3,9 +3,9 @@
 
 Guests may be paused while something is shown, and a terminal may stand still (Ctrl-S, a slow
 line), as may the reader of a pipe. So a process of its own shows what happens. The update writes
-to a pipe that never blocks; what does not fit waits in memory. That process is made by fork
-before anything else, so it holds none of the update's files and locks; it has a low priority,
-and what it needs for drawing is imported by it alone.
+to a pipe that never blocks; what does not fit waits in memory. That process is made by fork,
+closes all files and locks that it inherits, has a low priority, and imports by itself what it
+needs for drawing.
 """
 
 from __future__ import annotations
@@ -80,10 +80,15 @@ def read_events(fd: int, tick_s: float = TICK_S) -> Iterator[Event | None]:
         yield from map(parse_line, lines)
 
 
-def _be_humble() -> None:
-    """Leave signals to the update, which ends this process by closing the pipe; give way."""
+def _be_humble(keep: int) -> None:
+    """Leave signals to the update, which ends this one by its pipe; give way; hold nothing.
+
+    :param keep: the only file that stays open, but for the standard ones.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
     # Not SCHED_IDLE: on a host whose guests are busy, the last word would come much later.
     os.nice(10)
 
@@ -91,7 +96,7 @@ def _be_humble() -> None:
 def _display(fd: int, show: Show) -> NoReturn:
     status = 1
     try:
-        _be_humble()
+        _be_humble(fd)
         show(read_events(fd))
         sys.stdout.flush()
         status = 0

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from pkernfs.errors import PkernfsError
 from pkernfs.update import display, display_live, display_plain, handover, plan
 from pkernfs.update import resume as resuming
 from pkernfs.update.events import EVENT_SCHEMA, Event, parse_line
+from pkernfs.update.lock import update_lock
 from pkernfs.update.progress import Progress
 from tests.unit.vmm.fakes import RAM, FakeHost
 
@@ -114,20 +118,47 @@ def test_a_display_that_stands_still_holds_no_guest(
 ) -> None:
     """The guests run on while the display, and with it the end of the command, still waits."""
     host.start("a")
-    go, gone = os.pipe()
+    over = tmp_path / "over"
 
     def stand_still(events: Events) -> None:
-        os.close(gone)
-        os.read(go, 1)  # until the update is over
+        while not over.exists():
+            time.sleep(0.01)
         _keeping(tmp_path / "events")(events)
 
     with display.shown(stand_still) as tell:
-        os.close(go)
         with pytest.raises(PkernfsError, match="refuses to start"):
             handover.update(host.machine, host.places, handover.Request(), tell)
         assert host.states() == {"a": "running"}
-        os.close(gone)
+        # Nor does it hold the lock.
+        with update_lock(host.places):
+            over.touch()
     assert [event.event for event in _read(tmp_path / "events")][-1] == "outcome"
+
+
+def test_a_display_keeps_no_file_open(tmp_path: Path) -> None:
+    """It may be made while its maker holds a lock (flock(2): as long as anyone has it open)."""
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    over = tmp_path / "over"
+
+    def stand_still(events: Events) -> None:
+        while not over.exists():
+            time.sleep(0.01)
+
+    with display.shown(stand_still):
+        os.close(lock)
+        other = os.open(tmp_path / "lock", os.O_RDWR)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:  # until it has come so far
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        else:
+            over.touch()
+            raise AssertionError("the display holds the lock")
+        over.touch()
+    os.close(other)
 
 
 def test_a_display_that_dies_does_not_matter(host: FakeHost, jumper: FakeKexec) -> None:
