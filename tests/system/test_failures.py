@@ -109,7 +109,25 @@ def test_a_jump_that_the_kernel_refuses_lets_the_guest_run_on(guest: Tick) -> No
     assert "refuses to start" in report["text"]
     # The guest was really stopped and saved before.
     assert {"pause", "save", "hand over"} <= {phase["name"] for phase in report["phases"]}
+    (vm,) = report["vms"]
+    assert vm["survived"]
+    assert 0 < vm["blackout_s"] < 60
     guest.host.sh("echo thawed >/mnt/scratch/thawed && sync -f /mnt/scratch").check()
+    _check_terminal(guest)
+
+
+def _check_terminal(guest: Tick) -> None:
+    """The same on a terminal: drawn in place, the outcome and the error below."""
+    log = guest.host.share / "terminal.log"
+    command = "TERM=xterm script -qefc 'python3 /mnt/share/refused.py' /mnt/share/terminal.log"
+    result = guest.host.sh(f"{command} </dev/null")
+    screen = log.read_text()
+    assert result.status == 1, screen
+    assert "\x1b[2K" in screen  # lines are drawn anew
+    picture = screen[screen.rindex("phase") :]
+    for words in ("hand over", "tick", "32 MiB", "runs again", "rolled back: ", "pkernfs: the"):
+        assert words in picture, screen
+    guest.counts_on()
 
 
 @pytest.mark.parametrize("number", ["INT", "TERM"])
@@ -154,7 +172,12 @@ def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactor
     listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
     assert [(vm["name"], vm["state"]) for vm in listed] == [("bad", "saved"), ("good", "running")]
     host.sh(f"cp /mnt/scratch/kept {state}").check()
-    host.run(["pkernfs", "resume"]).check()
+    told = host.run(["pkernfs", "resume", "--events"]).check().stdout
+    events = [json.loads(line) for line in told.splitlines()]
+    assert {event["schema"] for event in events} == {"pkernfs-event/1"}
+    order = [(event["event"], event["subject"], event["guest"]) for event in events]
+    assert order.index(("end", "mount", None)) < order.index(("moment", "running", "bad"))
+    assert ("result", "ok", "bad") in order
     assert counts[0] < bad.wait_count(counts[0] + 1) < counts[0] + 2000
     assert demo.report_of(host)["outcome"] == "completed"
 

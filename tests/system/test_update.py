@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_an_update_keeps_files_guests_and_tells_the_truth(new_host: HostFactory)
     boot_ids = [_lines(host, "cat /proc/sys/kernel/random/boot_id")[0]]
     kernels = [_lines(host, "uname -r")[0]]
 
-    demo.update(host)
+    told = demo.update(host, ["--json"])
 
     boot_ids.append(_lines(host, "cat /proc/sys/kernel/random/boot_id")[0])
     kernels.append(_lines(host, "uname -r")[0])
@@ -100,8 +101,36 @@ def test_an_update_keeps_files_guests_and_tells_the_truth(new_host: HostFactory)
     assert _python(host, _DESCRIBE_TREE) == tree
     host.run(["pkernfs", "check"]).check()
     _check_report(host, kernels, boot_ids)
+    _check_events(told, kernels)
+    _check_page(host)
     assert "pkernfs_update=" in host.sh("cat /proc/cmdline").stdout
     assert _lines(host, "ls /mnt/pkernfs/vms/*/state /mnt/pkernfs/vms/*/saved.json || :") == []
+
+
+def _check_events(told: str, kernels: list[str]) -> None:
+    """What came before the jump; the last line may be cut, or lost, with the kernel."""
+    events = [json.loads(line) for line in told.splitlines()[:-1]]
+    assert {event["schema"] for event in events} == {"pkernfs-event/1"}
+    (plan,) = [event["plan"] for event in events if event["event"] == "plan"]
+    assert [plan["kernel_before"], plan["kernel_after"]] == kernels
+    assert [vm["name"] for vm in plan["guests"]] == ["one", "two"]
+    order = [(event["event"], event["subject"]) for event in events]
+    assert order[0] == ("begin", "check")
+    assert order.index(("end", "check")) < order.index(("end", "load"))
+
+
+def _check_page(host: Machine) -> None:
+    """Bars of both guests on the page, the longer blackout the wider bar."""
+    host.run(["pkernfs", "report", "--html", "/mnt/share/page.html"]).check()
+    page = (host.share / "page.html").read_text()
+    bars = re.findall(
+        r'<rect class="dark" [^>]*width="([\d.]+)"[^>]*><title>(\w+): blackout ([\d.]+) s', page
+    )
+    assert [name for _, name, _ in bars] == ["one", "two"]
+    (width, blackout), (other_width, other) = [(float(w), float(s)) for w, _, s in bars]
+    assert width / other_width == pytest.approx(blackout / other, rel=0.01)
+    log = host.sh("cat /run/pkernfs-lab/resume.log").check().stdout
+    assert re.search(r"^two: blackout [\d.]+ s$", log, re.M), log
 
 
 def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> None:
@@ -124,6 +153,10 @@ def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> Non
     # What can be done before the pause is done before it.
     assert phases["load"]["end_s"] <= phases["pause"]["start_s"]
     for vm in report["vms"]:
+        own = {phase["name"]: phase for phase in vm["phases"]}
+        assert list(own) == ["pause", "save", "start", "load state", "run"]
+        assert vm["stopped_s"] == pytest.approx(own["pause"]["end_s"], abs=0.01)
+        assert vm["running_s"] == pytest.approx(own["run"]["end_s"], abs=0.01)
         # The memory is not in the state.
         assert 0 < vm["state_bytes"] < 8 << 20
         blackout = phases["run"]["end_s"] - phases["pause"]["start_s"]

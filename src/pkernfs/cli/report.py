@@ -79,7 +79,7 @@ def _line(kept: reporting.Kept) -> list[str]:
 
 def show_list(store: Path, *, as_json: bool) -> None:
     """Print the updates that the store has records of, the newest last."""
-    from pkernfs.update.render.text import table
+    from pkernfs.words import table
 
     machine = Machine()
     require_store(store, machine)

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pkernfs.cli import complete
 from pkernfs.host.machine import DEFAULT_STORE
+from pkernfs.words import size, table
+
+if TYPE_CHECKING:
+    from pkernfs.vmm.guests import GuestStatus
 
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
 _Name = Annotated[
@@ -81,22 +86,38 @@ def list_(
     import json
 
     from pkernfs.host.machine import Machine
-    from pkernfs.host.ranges import format_size
     from pkernfs.host.stores import require_any
     from pkernfs.vmm import guests
     from pkernfs.vmm.config import Places
 
     require_any(Machine(), store)
-    places = Places.on(Machine(), store)
-    found = guests.list_guests(places)
+    found = guests.list_guests(Places.on(Machine(), store))
     if as_json:
         value = {"schema": "pkernfs-vms/1", "vms": [dataclasses.asdict(guest) for guest in found]}
         print(json.dumps(value, indent=1))
         return
+    if not found:
+        print(f"no guest in {store}; pkernfs vm start makes one")
+        return
+    for line in table(_rows(found), left=(0, 1, 4, 5)):
+        print(line)
+
+
+#: What to know, or to do, about a guest in some state of its.
+_REMARKS = {
+    "saved": "waits for pkernfs resume",
+    "unreachable": "its QEMU does not answer",
+    "postmigrate": "stopped by an update: pkernfs update --recover if that is not under way",
+    "inmigrate": "is being resumed",
+}
+
+
+def _rows(found: Sequence[GuestStatus]) -> Iterator[Sequence[str]]:
+    yield "guest", "state", "memory", "process", "store", ""
     for guest in found:
-        process = f"process {guest.pid}" if guest.pid is not None else ""
-        where = f"{process:<16} {guest.store}" if places.others else process
-        print(f"{guest.name:<20} {guest.state:<12} {format_size(guest.ram_bytes):>8}  {where}")
+        process = str(guest.pid) if guest.pid is not None else "-"
+        remark = _REMARKS.get(guest.state, "")
+        yield guest.name, guest.state, size(guest.ram_bytes), process, guest.store, remark
 
 
 def set_(

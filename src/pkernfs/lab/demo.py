@@ -51,9 +51,10 @@ class Evidence:
         return [text for text, good in pairs.items() if not good]
 
 
-def update(host: Machine, arguments: Sequence[str] = ()) -> None:
+def update(host: Machine, arguments: Sequence[str] = ()) -> str:
     """``pkernfs update`` in the host, to the end of ``pkernfs resume`` in its next kernel.
 
+    :returns: what it printed, as far as that left the host before its kernel did.
     :raises PkernfsError: it did not come to that, or resume failed.
     """
     result = host.run(["pkernfs", "update", *arguments])
@@ -64,6 +65,7 @@ def update(host: Machine, arguments: Sequence[str] = ()) -> None:
     if hello.resume != 0:
         log = host.sh("cat /run/pkernfs-lab/resume.log").stdout.strip()
         raise PkernfsError(f"pkernfs resume failed with status {hello.resume}: {log[-2000:]}")
+    return result.stdout
 
 
 def report_of(host: Machine) -> dict[str, Any]:

@@ -3,27 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pkernfs.update.render.view import GUEST_PHASES, GuestView, ReportView
-from pkernfs.words import size
-
-
-def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0, -1)) -> Iterator[str]:
-    """Lines of a table; every column as wide as its widest entry.
-
-    :param rows: the first one is the head.
-    :param left: which columns are set to the left; the others are numbers.
-    """
-    columns = len(rows[0])
-    to_left = {number % columns for number in left}
-    widths = [max(len(row[number]) for row in rows) for number in range(columns)]
-    for row in rows:
-        cells = [
-            text.ljust(width) if number in to_left else text.rjust(width)
-            for number, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+from pkernfs.words import size, table
 
 
 def seconds(value: float | None) -> str:
