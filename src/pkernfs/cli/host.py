@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -36,27 +37,28 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Say whether this host can live-update, and what to type where it can't."""
-    from pkernfs.host import devices_doctor, kernels
     from pkernfs.host import doctor as host_doctor
+    from pkernfs.host import kernels
     from pkernfs.host.machine import Machine
-    from pkernfs.vmm import doctor as vmm_doctor
+    from pkernfs.update import doctor as update_doctor
+    from pkernfs.vmm.config import Places
 
     machine = Machine()
     named = kernels.choose(machine, kernel, initrd) if kernel is not None else None
     target = named or host_doctor.default_kernel(machine)
-    findings = host_doctor.examine(machine, store, target) + vmm_doctor.examine(machine)
-    findings += devices_doctor.examine(machine)
+    try:
+        places = Places.on(machine, store)
+    except PkernfsError:  # the range's own finding
+        places = Places(store)
+    findings = update_doctor.examine(machine, places, target)
     if as_json:
         import json
 
-        values = [
-            {"topic": f.topic, "status": f.status.value, "text": f.text, "hint": f.hint}
-            for f in findings
-        ]
+        values = [dataclasses.asdict(f) | {"status": f.status.value} for f in findings]
         print(json.dumps({"schema": "pkernfs-doctor/1", "findings": values}, indent=1))
     else:
         for finding in findings:
-            hint = f" -> {finding.hint}" if finding.hint else ""
+            hint = f" -> {update_doctor.hint_of(finding)}" if finding.hint else ""
             print(f"{finding.status.value:<8}{finding.topic:<12}{finding.text}{hint}")
     if any(finding.status is host_doctor.Status.BLOCKER for finding in findings):
         raise typer.Exit(1)

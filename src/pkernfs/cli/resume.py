@@ -81,6 +81,8 @@ def resume(
             print(f"hint: {guest.hint}", file=sys.stderr)
     if outcome.store != resuming.CLEAN:
         print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
+    if outcome.warning:
+        print(f"pkernfs: {outcome.warning}", file=sys.stderr)
     return 0 if outcome.good else 1
 
 

@@ -68,6 +68,10 @@ def update(
             " start; 0: never; default: 300.",
         ),
     ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Go on in spite of this finding of doctor's; repeatable."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, and show what would be done.")
     ] = False,
@@ -99,7 +103,7 @@ def update(
     from pkernfs.update import display, handover
 
     names = tuple(name for name in order.split(",") if name)
-    request = handover.Request(kernel, initrd, append, names, watchdog)
+    request = handover.Request(kernel, initrd, append, names, watchdog, frozenset(override or ()))
     machine = Machine()
     places = Places.on(machine, store)
     if recover:

@@ -116,7 +116,7 @@ def _rows(found: Sequence[GuestStatus]) -> Iterator[Sequence[str]]:
     yield "guest", "state", "memory", "process", "store", ""
     for guest in found:
         process = str(guest.pid) if guest.pid is not None else "-"
-        remark = _REMARKS.get(guest.state, "")
+        remark = guest.error or _REMARKS.get(guest.state, "")
         yield guest.name, guest.state, size(guest.ram_bytes), process, guest.store, remark
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import FSTYPE, MODULE, Machine
 from pkernfs.host.ranges import Region
 from pkernfs.host.stores import Store, stores
+
+#: What loading a kernel takes beside its files (bytes).
+_MEMORY_MARGIN = 32 << 20
 
 
 class Status(enum.Enum):
@@ -37,24 +41,37 @@ class Finding:
     :ivar topic: what was looked at, one word or two.
     :ivar text: what was found.
     :ivar hint: what to type; empty when all is well.
+    :ivar id: names the finding for ``pkernfs update --override``; does not change between
+        versions.
+    :ivar overridable: may an update go on in spite of this blocker? Not when it could not
+        work, or when it would lose a guest.
     """
 
     topic: str
     status: Status
     text: str
     hint: str = ""
+    id: str = ""
+    overridable: bool = False
+
+
+def _plain_id(topic: str) -> str:
+    return topic.lower().replace(" ", "-")
 
 
 def ok(topic: str, text: str) -> Finding:
-    return Finding(topic, Status.OK, text)
+    """All is well."""
+    return Finding(topic, Status.OK, text, id=_plain_id(topic))
 
 
-def note(topic: str, text: str, hint: str = "") -> Finding:
-    return Finding(topic, Status.NOTE, text, hint)
+def note(topic: str, text: str, hint: str = "", *, id: str = "") -> Finding:
+    """An update works, but this should be known."""
+    return Finding(topic, Status.NOTE, text, hint, id or _plain_id(topic))
 
 
-def blocker(topic: str, text: str, hint: str) -> Finding:
-    return Finding(topic, Status.BLOCKER, text, hint)
+def blocker(topic: str, text: str, hint: str, id: str, *, overridable: bool = False) -> Finding:
+    """An update is refused."""
+    return Finding(topic, Status.BLOCKER, text, hint, id, overridable)
 
 
 def _range(machine: Machine) -> Iterator[Finding]:
@@ -62,13 +79,14 @@ def _range(machine: Machine) -> Iterator[Finding]:
     try:
         regions = machine.regions()
     except PkernfsError as error:
-        yield blocker(topic, error.what, error.hint)
+        yield blocker(topic, error.what, error.hint, "range.unreadable")
         return
     if not regions:
         yield blocker(
             topic,
             "no range of memory is given to pkernfs",
             "pkernfs reserve --size SIZE, then reboot",
+            "range.none",
         )
     for region in regions:
         yield from _region(machine, region)
@@ -83,6 +101,7 @@ def _region(machine: Machine, region: Region) -> Iterator[Finding]:
             "range",
             f"{span} overlaps memory that the kernel uses",
             f"add to the boot line: {reserving_word(region)} (in GRUB: \\$)",
+            "range.in-use",
         )
     elif any(name.startswith(MODULE) and other.contains(span) for other, name in memory):
         yield ok("range", f"{span} is claimed by the module")
@@ -91,6 +110,7 @@ def _region(machine: Machine, region: Region) -> Iterator[Finding]:
             "range",
             f"{span} is not claimed in /proc/iomem",
             "the kernel log has the module's reason",
+            "range.unclaimed",
         )
     if is_reserved(machine.boot_line, region):
         yield ok("KASLR", f"memmap=...$ keeps the next kernel off {span} too")
@@ -99,12 +119,16 @@ def _region(machine: Machine, region: Region) -> Iterator[Finding]:
             "KASLR",
             f"memmap=...! makes {span} persistent memory, which the pmem driver takes",
             f"write {reserving_word(region)} instead (in GRUB: \\$)",
+            "kaslr.pmem",
+            overridable=True,
         )
     elif "%" in kinds:
         yield blocker(
             "KASLR",
             f"KASLR does not avoid {span}: it does not read memmap=...%",
             f"write {reserving_word(region)} instead (in GRUB: \\$)",
+            "kaslr.percent",
+            overridable=True,
         )
     else:
         yield note(
@@ -119,12 +143,13 @@ def _module(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
     if machine.module_loaded():
         yield ok(topic, f"{MODULE} is loaded in {machine.kernel}")
     elif machine.module_file(machine.kernel) is not None:
-        yield blocker(topic, f"{MODULE} is not loaded", f"modprobe {MODULE}")
+        yield blocker(topic, f"{MODULE} is not loaded", f"modprobe {MODULE}", "module.not-loaded")
     else:
         yield blocker(
             topic,
             f"{MODULE} is not installed for the running kernel {machine.kernel}",
             f"dkms install {MODULE}/VERSION -k {machine.kernel}",
+            "module.not-installed",
         )
     if kernel is None:
         return
@@ -134,12 +159,16 @@ def _module(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
             topic,
             f"{MODULE} is not installed for the next kernel {kernel.release}",
             f"dkms install {MODULE}/VERSION -k {kernel.release}",
+            "module.next-missing",
+            overridable=True,
         )
     elif _must_be_signed(machine) and not _is_signed(file):
         yield blocker(
             topic,
             f"{file} is not signed, and this machine loads signed modules only",
             "sign it with a key that the machine trusts (see DKMS, mok_signing_key)",
+            "module.next-unsigned",
+            overridable=True,
         )
     else:
         yield ok(topic, f"{MODULE} is installed for the next kernel {kernel.release}")
@@ -174,6 +203,7 @@ def _mount(machine: Machine, store: Path) -> Iterator[Finding]:
             "store",
             f"{store} has a {found} filesystem" if found else f"nothing is mounted at {store}",
             "pkernfs mount (on a new range: pkernfs mount --init)",
+            "store.not-mounted",
         )
     with contextlib.suppress(PkernfsError):  # the range's own finding
         for other in stores(machine, store)[1:]:
@@ -190,6 +220,7 @@ def _other_store(machine: Machine, store: Store) -> Finding:
             "store",
             f"region {store.name} is mounted at {elsewhere[0]}: guests there would not be found",
             f"umount {elsewhere[0]}, then pkernfs mount: it belongs at {store.point}",
+            "store.elsewhere",
         )
     return note(
         "store",
@@ -201,19 +232,22 @@ def _other_store(machine: Machine, store: Store) -> Finding:
 def _kexec(machine: Machine) -> Iterator[Finding]:
     topic = "kexec"
     if machine.read("sys/kernel/kexec_loaded") is None:
-        yield blocker(topic, "the running kernel has no kexec", "run one with CONFIG_KEXEC_FILE")
+        yield blocker(
+            topic, "the running kernel has no kexec", "run one with CONFIG_KEXEC_FILE", "kexec.none"
+        )
     elif machine.read("proc/sys/kernel/kexec_load_disabled") == "1":
         yield blocker(
             topic,
             "loading a kernel is switched off until the next boot",
             "remove kernel.kexec_load_disabled=1 from sysctl.d, and reboot",
+            "kexec.disabled",
         )
     elif kexec.is_loaded(machine):
         yield note(topic, "a kernel is loaded already; an update replaces it")
     else:
         yield ok(topic, "kernels can be loaded")
     if os.geteuid() != 0:
-        yield blocker("root", "only root can update the kernel", "sudo pkernfs ...")
+        yield blocker("root", "only root can update the kernel", "sudo pkernfs ...", "root")
 
 
 def _signatures(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
@@ -242,6 +276,32 @@ def _next_kernel(kernel: Kernel | None) -> Iterator[Finding]:
         yield ok(topic, f"{kernel.release}, {kernel.initrd.name}")
 
 
+def _memory(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
+    """kexec_file_load(2) reads both files, and copies them to where they are started from."""
+    topic = "memory"
+    if kernel is None:
+        return
+    try:
+        files = [path.stat().st_size for path in (kernel.image, kernel.initrd) if path]
+    except OSError:  # said when the kernel is chosen
+        return
+    needed = 2 * sum(files) + _MEMORY_MARGIN
+    match = re.search(r"^MemAvailable: *(\d+) kB", machine.read("proc/meminfo") or "", re.M)
+    if match is None:
+        return
+    free = int(match[1]) << 10
+    if free < needed:
+        yield blocker(
+            topic,
+            f"{free >> 20} MiB are free, loading the next kernel may take {needed >> 20} MiB",
+            "stop something that is not a guest of the store",
+            "memory.low",
+            overridable=True,
+        )
+    else:
+        yield ok(topic, f"{needed >> 20} MiB for the next kernel, {free >> 20} MiB are free")
+
+
 def examine(machine: Machine, store: Path, kernel: Kernel | None) -> list[Finding]:
     """Answer every question; nothing is changed.
 
@@ -255,6 +315,7 @@ def examine(machine: Machine, store: Path, kernel: Kernel | None) -> list[Findin
         *_next_kernel(kernel),
         *_kexec(machine),
         *_signatures(machine, kernel),
+        *_memory(machine, kernel),
     ]
 
 

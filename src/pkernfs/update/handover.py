@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import doctor, kernels, kexec
+from pkernfs.host import kernels, kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
-from pkernfs.update import devices, journal, recover, watchdog
+from pkernfs.update import devices, doctor, journal, recover, watchdog
 from pkernfs.update import plan as planning
 from pkernfs.update.guard import Guard, guarded
 from pkernfs.update.journal import Journal
@@ -23,7 +23,6 @@ from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
 from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Record, Timeline
-from pkernfs.vmm import doctor as vmm_doctor
 from pkernfs.vmm.config import Places
 from pkernfs.vmm.monitor import Monitor, monitor, prepared
 
@@ -44,6 +43,7 @@ class Request:
     :ivar order: names of guests that come before all others, in order.
     :ivar watchdog: seconds until it goes back to this kernel if the guests are not back; 0:
         never; None: the default, where it can work.
+    :ivar override: ids of doctor's findings that do not stop it.
     """
 
     image: Path | None = None
@@ -51,18 +51,19 @@ class Request:
     append: str = ""
     order: tuple[str, ...] = ()
     watchdog: float | None = None
+    override: frozenset[str] = frozenset()
 
 
-def check_host(machine: Machine, kernel: Kernel, places: Places) -> None:
+def check_host(
+    machine: Machine, kernel: Kernel, places: Places, override: frozenset[str] = frozenset()
+) -> None:
     """Refuse an update that doctor calls impossible.
 
+    :param override: ids of findings that don't count.
     :raises PkernfsError: the first thing that is wrong, and what to do about it.
     """
     require_store(places.store, machine)
-    findings = doctor.examine(machine, places.store, kernel) + vmm_doctor.examine(machine)
-    for finding in findings:
-        if finding.status is doctor.Status.BLOCKER:
-            raise PkernfsError(finding.text, finding.hint)
+    doctor.check(doctor.host(machine, places, kernel), override)
 
 
 def check_leftovers(places: Places) -> None:
@@ -87,7 +88,7 @@ async def _plan(
 ) -> tuple[Plan, list[Monitor]]:
     """Check everything; the sessions with all guests stay open on ``stack``."""
     kernel = kernels.choose(machine, request.image, request.initrd)
-    check_host(machine, kernel, places)
+    check_host(machine, kernel, places, request.override)
     sessions = []
     for guest in planning.running_guests(places):
         note(journal.GUEST, guest.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 WATCHDOG = "pkernfs_watchdog"
 BACK = "pkernfs_back"
 WENT_BACK = "pkernfs_went_back"
+
+#: What new_id() makes; anything else could lead out of the directory.
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 
 PLAN_SCHEMA = "pkernfs-update/1"
 
@@ -124,12 +128,13 @@ def read(places: Places, update: str) -> Plan:
 def last_update(places: Places, machine: Machine) -> str | None:
     """Id of the update that started this kernel, or else of the last one that was tried."""
     marker = machine.update_marker
-    if marker is not None and directory(places, marker).is_dir():
+    if marker is not None and _ID.fullmatch(marker) and directory(places, marker).is_dir():
         return marker
     try:
-        return (places.updates / "last").read_text(encoding="utf-8").strip()
+        last = (places.updates / "last").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
+    return last if _ID.fullmatch(last) else None
 
 
 def running_guests(places: Places) -> list[Guest]:

@@ -56,10 +56,12 @@ class Outcome:
     :ivar guests: by name.
     :ivar store: what the checker, which shares no code with the module, says of the store
         after all guests run: "clean", or what it found.
+    :ivar warning: why there is no report; empty when there is one.
     """
 
     guests: list[Resumed]
     store: str
+    warning: str = ""
 
     @property
     def good(self) -> bool:
@@ -322,7 +324,8 @@ def _finish(
         if not result.error:
             Guest(result.name, places).forget_saved()
     running = sum(not result.error for result in results)
-    reported.write(places, reported.Reported(len(results), running))
+    # Guests of a store that can't be mounted are not known, but some there may be.
+    reported.write(places, reported.Reported(len(results) + len(unmounted), running))
     from pkernfs.update import devices
 
     devices.note(timeline)
@@ -333,7 +336,10 @@ def _finish(
     if update is not None and directory(places, update).is_dir():
         from pkernfs.update import report
 
-        report.write(places, update)
+        try:
+            report.write(places, update)
+        except (PkernfsError, OSError) as error:
+            return Outcome(results, store, f"there is no report: {error}")
     return Outcome(results, store)
 
 

@@ -97,7 +97,25 @@ def _members(kind: type[Any], value: dict[str, Any], path: Path) -> dict[str, An
     ]
     if missing:
         raise PkernfsError(f"{path} lacks {', '.join(sorted(missing))}")
-    return {field.name: value[field.name] for field in fields if field.name in value}
+    members = {field.name: value[field.name] for field in fields if field.name in value}
+    wrong = [
+        field.name
+        for field in fields
+        if field.name in members and not _fits(str(field.type), members[field.name])
+    ]
+    if wrong:
+        raise PkernfsError(f"{path} has no proper value for {', '.join(wrong)}")
+    return members
+
+
+def _fits(kind: str, value: object) -> bool:
+    """Can a value from JSON be a member of this type, as the classes below write it?"""
+    kinds = kind.split(" | ")
+    if value is None or isinstance(value, bool):
+        return ("None" if value is None else "bool") in kinds
+    if isinstance(value, list):
+        return "tuple[str, ...]" in kinds and all(isinstance(item, str) for item in value)
+    return type(value).__name__ in kinds
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def _qemu() -> Iterator[Finding]:
     try:
         version = process.qemu_version(process.find_qemu())
     except PkernfsError as error:
-        yield blocker(topic, error.what, error.hint)
+        yield blocker(topic, error.what, error.hint, "qemu.missing", overridable=True)
         return
     if process.version_tuple(version) < process.MIN_VERSION:
         wanted = ".".join(str(part) for part in process.MIN_VERSION)
@@ -26,6 +26,8 @@ def _qemu() -> Iterator[Finding]:
             topic,
             f"version {version} can't save a guest for an update, {wanted} can",
             "Debian 13: apt install -t trixie-backports qemu-system-x86",
+            "qemu.old",
+            overridable=True,
         )
     else:
         yield ok(topic, f"version {version}")

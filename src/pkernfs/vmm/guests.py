@@ -33,9 +33,11 @@ class GuestStatus:
     """One line of ``pkernfs vm list``.
 
     :ivar state: "running", "paused", QEMU's own word for another state, "saved" (waits to
-        be resumed after an update), "off", or "unreachable".
+        be resumed after an update), "off", "unreachable", or "broken" (its files can't be
+        read).
     :ivar store: mount point of the store that it lies in.
     :ivar node: NUMA node whose processors run it; None: any.
+    :ivar error: what is wrong with a guest that is broken.
     """
 
     name: str
@@ -44,6 +46,7 @@ class GuestStatus:
     pid: int | None
     store: str = ""
     node: int | None = None
+    error: str = ""
 
 
 def struct_pages(machine: Machine) -> bool:
@@ -242,17 +245,22 @@ async def status_of(guest: Guest) -> GuestStatus:
     """What a guest is doing."""
     from pkernfs.vmm.monitor import monitor
 
-    config = guest.config()
     child = process.running(guest)
+    pid = child.pid if child is not None else None
+    try:
+        config, saved = guest.config(), guest.saved()
+    except PkernfsError as error:
+        size = guest.ram.stat().st_size if guest.ram.exists() else 0
+        store = str(guest.store)
+        return GuestStatus(guest.name, "broken", size, pid, store, error=error.what)
     if child is None:
-        state = "saved" if guest.saved() is not None else "off"
+        state = "saved" if saved is not None else "off"
     else:
         try:
             async with monitor(guest, 5) as session:
                 state = await session.status()
         except PkernfsError:
             state = "unreachable"
-    pid = child.pid if child is not None else None
     return GuestStatus(guest.name, state, config.ram_bytes, pid, str(guest.store), config.node)
 
 
@@ -277,9 +285,11 @@ def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float
     :raises PkernfsError: there is no such guest, or it did not shut down.
     """
     guest = Guest(check_name(name), places)
-    guest.config()
+    # A guest whose files can't be read can be given up all the same.
+    if not (force and delete and guest.exists()):
+        guest.config()
     child = process.running(guest)
-    if child is None and guest.saved() is not None and not (force and delete):
+    if child is None and not (force and delete) and guest.saved() is not None:
         raise PkernfsError(
             f"guest {name} was saved by an update and waits to be resumed",
             f"pkernfs resume continues it; to give it up: pkernfs vm stop {name} --force --delete",

@@ -64,6 +64,7 @@ def _gone(path: str) -> Callable[[FakeHost], object]:
         (_file("proc/self/mountinfo", ""), "store", "nothing is mounted"),
         (_gone("sys/kernel/kexec_loaded"), "kexec", "no kexec"),
         (_file("proc/sys/kernel/kexec_load_disabled", "1"), "kexec", "switched off"),
+        (_file("proc/meminfo", "MemAvailable:   20000 kB"), "memory", "19 MiB are free"),
     ],
 )
 def test_what_blocks(
@@ -73,6 +74,7 @@ def test_what_blocks(
     found = _blockers(host)
     assert [(finding.topic, says in finding.text) for finding in found] == [(topic, True)]
     assert found[0].hint
+    assert found[0].id
 
 
 def test_a_missing_module_says_what_to_install(host: FakeHost) -> None:

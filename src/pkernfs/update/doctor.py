@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Would an update of this host work right now? What pkernfs.host.doctor can't ask: the guests,
+the room for their states, what an earlier update left, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+
+from pkernfs.errors import PkernfsError, UsageError
+from pkernfs.host import devices_doctor
+from pkernfs.host import doctor as host_doctor
+from pkernfs.host.doctor import Finding, Status, blocker, note, ok
+from pkernfs.host.kernels import Kernel
+from pkernfs.host.machine import FSTYPE, Machine
+from pkernfs.update import journal, watchdog
+from pkernfs.update import plan as planning
+from pkernfs.update.lock import update_lock
+from pkernfs.update.plan import PlannedGuest
+from pkernfs.vmm import doctor as vmm_doctor
+from pkernfs.vmm import process
+from pkernfs.vmm.config import Guest, Places, all_guests
+from pkernfs.vmm.monitor import monitor, prepared
+
+_RESUME_UNIT = "pkernfs-resume.service"
+_WATCHDOG_UNIT = "pkernfs-watchdog.service"
+_UNIT_HOMES = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+
+
+def _leftovers(places: Places) -> Iterator[Finding]:
+    topic = "leftovers"
+    begun = journal.read(places)
+    if begun is None:
+        yield ok(topic, "no update was killed and is not undone")
+        return
+    parts = [f"guests {', '.join(begun.guests)}"] if begun.guests else []
+    parts += [f"frozen: {', '.join(map(str, begun.frozen))}"] if begun.frozen else []
+    parts += ["a kernel is loaded"] if begun.loaded else []
+    yield blocker(
+        topic,
+        "an update was killed and is not undone: " + ("; ".join(parts) or "nothing was touched"),
+        "pkernfs update --recover",
+        "leftovers",
+    )
+
+
+def _store(machine: Machine, places: Places) -> Iterator[Finding]:
+    from pkernfs.update.resume import CLEAN, check_store
+
+    if machine.filesystem_of(places.store) != FSTYPE:
+        return
+    found = check_store()
+    if found == CLEAN:
+        yield ok("store", "its checker finds it clean")
+    else:
+        yield blocker(
+            "store",
+            f"its checker says: {found}",
+            "pkernfs check says more; save what is in it before anything else",
+            "store.damaged",
+            overridable=True,
+        )
+
+
+def _watchdog(machine: Machine, places: Places) -> Iterator[Finding]:
+    topic = "watchdog"
+    try:
+        kernel = watchdog.running_kernel(machine, places)
+        watchdog.words(kernel, watchdog.DEFAULT_S)
+    except PkernfsError as error:
+        yield note(
+            topic, f"an update has no way back: {error.what}", error.hint, id="watchdog.none"
+        )
+        return
+    yield ok(topic, f"without guests after {watchdog.DEFAULT_S:g} s, back to {kernel.image}")
+
+
+def _enabled(machine: Machine, unit: str) -> bool:
+    homes = (machine.root / home for home in _UNIT_HOMES)
+    return any(any(home.glob(f"*.wants/{unit}")) for home in homes)
+
+
+def _units(machine: Machine) -> Iterator[Finding]:
+    """In the next kernel something has to run resume, and the watchdog."""
+    topic = "units"
+    if not (machine.root / "run/systemd/system").is_dir():
+        yield note(
+            topic,
+            "the host is not run by systemd",
+            "have its init run pkernfs resume (and pkernfs watchdog) when it starts",
+            id="units.no-systemd",
+        )
+        return
+    missing = [unit for unit in (_RESUME_UNIT, _WATCHDOG_UNIT) if not _enabled(machine, unit)]
+    if missing:
+        yield note(
+            topic,
+            f"not enabled: {', '.join(missing)}: nobody brings the guests back by itself",
+            f"systemctl enable {' '.join(missing)}",
+            id="units.disabled",
+        )
+    else:
+        yield ok(topic, "resume and the watchdog are started by systemd")
+
+
+async def _guest(guest: Guest) -> tuple[Finding, PlannedGuest | None]:
+    topic, id = "guest", f"guest.{guest.name}"
+    try:
+        async with monitor(guest) as session, prepared(session):
+            planned = await planning.plan_guest(session)
+            status = await session.status()
+    except PkernfsError as error:
+        return blocker(topic, error.what, error.hint or "pkernfs vm list", id), None
+    takes = f"its state takes at most {planned.state_limit >> 20} MiB"
+    if planned.was_running:
+        return ok(topic, f"{guest.name} can be saved, {takes}"), planned
+    return note(topic, f"{guest.name} is {status}: it stays so; {takes}", id=id), planned
+
+
+def _unused(guest: Guest) -> Finding | None:
+    """About a guest without a QEMU, or one that can't be started again."""
+    runs = process.running(guest) is not None
+    id = f"guest.{guest.name}"
+    try:
+        guest.config()
+        saved = guest.saved()
+    except PkernfsError as error:
+        hint = error.hint or f"pkernfs vm stop {guest.name} --force --delete gives it up"
+        text = f"guest {guest.name}: {error.what}"
+        if runs:
+            return blocker("guest", f"{text}: the next kernel could not start it", hint, id)
+        return note("guest", text, hint, id=id)
+    if not runs and saved is not None:
+        return note("guest", f"{guest.name} waits to be resumed", "pkernfs resume", id=id)
+    return None
+
+
+def guests(places: Places) -> list[Finding]:
+    """Ask every guest whether it can be saved now, and whether all states find room."""
+    found: list[Finding] = []
+    running = []
+    for guest in all_guests(places):
+        finding = _unused(guest)
+        if finding is not None:
+            found.append(finding)
+        elif process.running(guest) is not None:
+            running.append(guest)
+
+    async def ask() -> list[tuple[Finding, PlannedGuest | None]]:
+        return list(await asyncio.gather(*(_guest(guest) for guest in running)))
+
+    try:
+        with update_lock(places, "doctor"):
+            asked = asyncio.run(ask())
+    except PkernfsError as error:
+        return [*found, blocker("guests", error.what, error.hint, "update.running")]
+    found += [finding for finding, _ in asked]
+    try:
+        planning.check_space(places, tuple(planned for _, planned in asked if planned))
+    except (PkernfsError, OSError) as error:
+        hint = error.hint if isinstance(error, PkernfsError) else "pkernfs mount"
+        found.append(blocker("space", str(error), hint, "space"))
+    else:
+        found.append(ok("space", f"there is room for the states of {len(running)} guest(s)"))
+    return found
+
+
+def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Finding]:
+    """Everything but the guests, which an update asks by itself; nothing is changed."""
+    return [
+        *host_doctor.examine(machine, places.store, kernel),
+        *vmm_doctor.examine(machine),
+        *devices_doctor.examine(machine),
+        *_store(machine, places),
+        *_watchdog(machine, places),
+        *_units(machine),
+    ]
+
+
+def examine(machine: Machine, places: Places, kernel: Kernel | None) -> list[Finding]:
+    """Answer every question; nothing is changed."""
+    found = [*host(machine, places, kernel), *_leftovers(places)]
+    if os.geteuid() == 0 and machine.filesystem_of(places.store) == FSTYPE:
+        found += guests(places)
+    return found
+
+
+def check(findings: Iterable[Finding], override: frozenset[str]) -> None:
+    """Refuse an update for a blocker that is not overridden.
+
+    :param override: ids of findings that the user takes upon himself.
+    :raises PkernfsError: the first such blocker; or an id that can't be overridden.
+    """
+    blockers = [finding for finding in findings if finding.status is Status.BLOCKER]
+    ids = {finding.id for finding in blockers}
+    if unknown := sorted(override - ids):
+        raise UsageError(
+            f"--override {unknown[0]}: doctor finds no such blocker",
+            f"it finds: {', '.join(sorted(ids)) or 'none'}",
+        )
+    for finding in blockers:
+        if finding.id in override and not finding.overridable:
+            raise UsageError(f"{finding.id} can't be overridden: {finding.text}", finding.hint)
+    left = [finding for finding in blockers if finding.id not in override]
+    if left:
+        more = f" (and {len(left) - 1} more: pkernfs doctor)" if len(left) > 1 else ""
+        raise PkernfsError(left[0].text + more, hint_of(left[0]))
+
+
+def hint_of(finding: Finding) -> str:
+    """What to do about a finding, the way around it included if there is one."""
+    if finding.overridable:
+        return f"{finding.hint}; to go on in spite of it: pkernfs update --override {finding.id}"
+    return finding.hint
