@@ -125,7 +125,7 @@ def _check_terminal(guest: Tick) -> None:
     assert result.status == 1, screen
     assert "\x1b[2K" in screen  # lines are drawn anew
     picture = screen[screen.rindex("phase") :]
-    for words in ("hand over", "tick", "32 MiB", "runs again", "rolled back: ", "pkernfs: the"):
+    for words in ("hand over", "tick", "32 MiB", "runs again", "given up", "pkernfs: the"):
         assert words in picture, screen
     guest.counts_on()
 

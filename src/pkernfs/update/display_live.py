@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pkernfs.update.display_plain import given_up
 from pkernfs.update.events import Event
 from pkernfs.update.progress import GuestProgress, Progress, Span
 from pkernfs.words import size
@@ -78,7 +79,9 @@ def _guests(progress: Progress) -> Table:
 
 def _foot(progress: Progress) -> Text:
     if progress.outcome:
-        return Text(progress.outcome, style="bold red")
+        back = [name for name, guest in progress.guests.items() if guest.back]
+        lost = [name for name, guest in progress.guests.items() if guest.error]
+        return Text(given_up(back, lost), style="bold red" if lost else "bold yellow")
     if "hand over" in progress.phases:
         return Text(_GO, style="bold")
     return Text(_LEAVE, style="dim")

@@ -4,13 +4,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from pkernfs.update.events import Event
 from pkernfs.words import count, size
 
 #: Phases that need no line of their own: they take no time, or a guest's own line has them.
 _SILENT = frozenset({"interpreter", "run", "kernel"})
+
+
+def given_up(back: Sequence[str], lost: Sequence[str]) -> str:
+    """How an update ended that came back. Why is said by the command itself.
+
+    :param back: guests that were paused for it, and go on as before.
+    :param lost: guests that don't.
+    """
+    if lost:
+        return f"given up; NOT running: {', '.join(lost)}"
+    if not back:
+        return "given up, before any guest was paused"
+    return f"given up; {count(len(back), 'guest')} back as before"
 
 
 class Lines:
@@ -20,6 +33,8 @@ class Lines:
         self._begun: dict[tuple[str | None, str], float] = {}
         self._stopped: dict[str, float] = {}
         self._running: set[str] = set()
+        self._back: list[str] = []
+        self._lost: list[str] = []
 
     def of(self, event: Event) -> Iterator[str]:
         """The lines that an event is worth; often none."""
@@ -38,7 +53,7 @@ class Lines:
         elif event.event == "result" and event.guest is not None:
             yield from self._result(event, event.guest)
         elif event.event == "outcome":
-            yield f"{event.subject}: {event.text}" if event.text else event.subject
+            yield given_up(self._back, self._lost)
 
     def _ended(self, event: Event) -> Iterator[str]:
         begun = self._begun.pop((event.guest, event.subject), None)
@@ -59,6 +74,7 @@ class Lines:
             yield f"{guest} runs again{after}"
 
     def _result(self, event: Event, guest: str) -> Iterator[str]:
+        (self._back if event.subject == "ok" else self._lost).append(guest)
         if event.subject != "ok":
             yield f"{guest} does not run: {event.text}"
         elif guest not in self._running:  # it was paused before, or never went away

@@ -32,6 +32,7 @@ class GuestProgress:
 
     :ivar doing: the phase that it is in, or what became of it.
     :ivar paused: how long it was not running, or is not; None when it was never paused.
+    :ivar back: it goes on as before, after an update that was given up.
     :ivar error: why it does not run; empty when nothing is wrong.
     """
 
@@ -40,6 +41,7 @@ class GuestProgress:
     doing: str = "runs"
     phases: dict[str, Span] = field(default_factory=dict)
     paused: Span | None = None
+    back: bool = False
     error: str = ""
 
 
@@ -74,11 +76,13 @@ class Progress:
             self._phase(event)
         elif event.event == "moment" and event.guest is not None:
             self._moment(event, self._guest(event.guest))
-        elif event.event == "result" and event.guest is not None and event.subject != "ok":
+        elif event.event == "result" and event.guest is not None:
             guest = self._guest(event.guest)
-            guest.doing, guest.error = "does not run", event.text
+            guest.back = event.subject == "ok"
+            if not guest.back:
+                guest.doing, guest.error = "does not run", event.text or "does not run"
         elif event.event == "outcome":
-            self.outcome = f"{event.subject}: {event.text}" if event.text else event.subject
+            self.outcome = event.subject
 
     def _guest(self, name: str) -> GuestProgress:
         return self.guests.setdefault(name, GuestProgress())
