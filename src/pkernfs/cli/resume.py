@@ -14,8 +14,8 @@ from pkernfs.update import resume as resuming
 from pkernfs.vmm.config import Places
 
 if TYPE_CHECKING:
+    from pkernfs.update.display.events import Teller
     from pkernfs.update.early import Early
-    from pkernfs.update.events import Teller
     from pkernfs.update.timeline import Timeline
 
 
@@ -29,9 +29,10 @@ class _Display:
 
     def start(self, timeline: Timeline | None = None) -> None:
         """Tell what was recorded, and what will be."""
-        from pkernfs.update import display, display_plain
+        from pkernfs.update import display
+        from pkernfs.update.display import plain
 
-        show = display_plain.show_json if self._as_events else display_plain.show
+        show = plain.show_json if self._as_events else plain.show
         self._tell = self._stack.enter_context(display.shown(show))
         if timeline is not None:
             timeline.watch(self._tell)

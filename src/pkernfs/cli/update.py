@@ -17,7 +17,7 @@ from pkernfs.vmm.config import Places
 
 if TYPE_CHECKING:
     from pkernfs.update.display import Show
-    from pkernfs.update.events import Event
+    from pkernfs.update.display.events import Event
     from pkernfs.update.plan import Plan
 
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
@@ -124,16 +124,16 @@ def _display(as_json: bool, plain: bool) -> Show:
     """What shows an update. Imported by the process that shows it, not by the update."""
 
     def show(events: Iterator[Event | None]) -> None:
-        from pkernfs.update import display_plain
+        from pkernfs.update.display import plain as lines
 
         if as_json:
-            display_plain.show_json(events)
+            lines.show_json(events)
         elif plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-            display_plain.show(events)
+            lines.show(events)
         else:
-            from pkernfs.update import display_live
+            from pkernfs.update.display import live
 
-            display_live.show(events)
+            live.show(events)
 
     return show
 

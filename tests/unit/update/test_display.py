@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pkernfs.errors import PkernfsError
-from pkernfs.update import display, display_live, display_plain, handover, plan
+from pkernfs.update import display, handover, plan
 from pkernfs.update import resume as resuming
-from pkernfs.update.events import EVENT_SCHEMA, Event, parse_line
+from pkernfs.update.display import live, plain
+from pkernfs.update.display.events import EVENT_SCHEMA, Event, parse_line
+from pkernfs.update.display.progress import Progress
 from pkernfs.update.lock import update_lock
-from pkernfs.update.progress import Progress
 from tests.unit.vmm.fakes import RAM, FakeHost
 
 from .test_update import FakeKexec, jumper, kexec_to
@@ -100,7 +101,7 @@ def test_events_of_a_resume_come_once_qemu_was_started(
     host.start("a")
     kexec_to(host, jumper)
     seen: list[Event] = []
-    from pkernfs.update.events import Teller
+    from pkernfs.update.display.events import Teller
 
     outcome = resuming.resume(
         host.machine, host.places, lambda timeline: timeline.watch(Teller(seen.append))
@@ -206,7 +207,7 @@ def test_lines_say_what_happened_to_each_guest(
 ) -> None:
     host.start("a")
     _refused_update(host, _keeping(tmp_path / "events"))
-    lines = display_plain.Lines()
+    lines = plain.Lines()
     said = [line for event in _read(tmp_path / "events") for line in lines.of(event)]
     text = "\n".join(said)
     assert "6.12.1 -> 7.3.4" in text
@@ -219,7 +220,7 @@ def test_lines_say_what_happened_to_each_guest(
 
 
 def test_a_guest_that_runs_again_says_how_long_it_was_paused() -> None:
-    lines = display_plain.Lines()
+    lines = plain.Lines()
     events = [
         _event("moment", "stopped", "a", time_s=1.5),
         _event("moment", "running", "a", time_s=2.0),
@@ -237,7 +238,7 @@ def test_a_guest_that_runs_again_says_how_long_it_was_paused() -> None:
 
 def test_an_update_that_is_given_up_says_who_runs() -> None:
     def said(*events: Event) -> str:
-        lines = display_plain.Lines()
+        lines = plain.Lines()
         every = [
             line
             for event in (*events, _event("outcome", "rolled back"))
@@ -252,7 +253,7 @@ def test_an_update_that_is_given_up_says_who_runs() -> None:
 
 def _screen(events: Events) -> str:
     console = Console(file=io.StringIO(), force_terminal=True, width=110, height=60)
-    display_live.show(events, console)
+    live.show(events, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -287,12 +288,12 @@ _TEXT = st.text(max_size=30)
     )
 )
 def test_whatever_is_told_can_be_shown(events: list[Event]) -> None:
-    lines = display_plain.Lines()
+    lines = plain.Lines()
     progress = Progress()
     for event in events:
         assert parse_line(event.to_line()) == event
         list(lines.of(event))
         progress.take(event)
     console = Console(file=io.StringIO(), width=200)
-    console.print(display_live.draw(progress))
+    console.print(live.draw(progress))
     assert all(span.seconds(progress.now_s) >= 0 for span in progress.phases.values())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pkernfs.update.events import Event
+from pkernfs.update.display.events import Event
 
 
 @dataclass

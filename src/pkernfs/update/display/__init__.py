@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from pkernfs.update.events import Event, Teller, parse_line
+from pkernfs.update.display.events import Event, Teller, parse_line
 
 #: How often a display may draw anew (seconds).
 TICK_S = 0.2

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from pkernfs.update.events import Event
+from pkernfs.update.display.events import Event
 from pkernfs.words import count, size
 
 #: Phases that need no line of their own: they take no time, or a guest's own line has them.

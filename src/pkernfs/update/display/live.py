@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pkernfs.update.display_plain import given_up
-from pkernfs.update.events import Event
-from pkernfs.update.progress import GuestProgress, Progress, Span
+from pkernfs.update.display.events import Event
+from pkernfs.update.display.plain import given_up
+from pkernfs.update.display.progress import GuestProgress, Progress, Span
 from pkernfs.words import size
 
 _LEAVE = "Ctrl-C gives the update up and lets all guests run on."
