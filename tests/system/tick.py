@@ -73,11 +73,13 @@ def start(
     ram: str = "32M",
     options: Sequence[str] = (),
     store: str = "/mnt/pkernfs",
+    program: Sequence[str] = ("pkernfs",),
 ) -> Tick:
     """Start a counting guest and wait until it counts.
 
     :param options: more of ``pkernfs vm start``.
     :param store: where its files are then.
+    :param program: what stands for ``pkernfs``.
     """
     (host.share / "tick.img").write_bytes(IMAGE)
     host.sh(f"cp /mnt/share/tick.img {_DISK}; : >/mnt/scratch/{name}.log").check()
@@ -87,7 +89,7 @@ def start(
         *("-chardev", f"file,id=log,path=/mnt/scratch/{name}.log,append=on"),
         *("-serial", "chardev:log"),
     ]
-    command = ["pkernfs", "vm", "start", name, "--ram", ram, *options]
+    command = [*program, "vm", "start", name, "--ram", ram, *options]
     host.run([*command, "--", *arguments]).check()
     guest = Tick(host, name, store)
     guest.wait_count(3)

@@ -67,7 +67,7 @@ def stack() -> Stack:
             tree = target / "tree"
             _install_modules(host, modules, tree)
             _install_package(package, wheels, tree)
-            _install_lab(host, guest_files, tree)
+            _install_lab(host, modules, guest_files, tree)
             _compile(host, tree)
             for version in host.kernels:
                 shutil.copyfile(tree / "boot" / initrd_name(version), target / initrd_name(version))
@@ -135,7 +135,9 @@ def _install_package(package: Path, wheels: Path, tree: Path) -> None:
     command.chmod(0o755)
 
 
-def _install_lab(host: image.HostImage, guest_files: Path, tree: Path) -> None:
+def _install_lab(
+    host: image.HostImage, modules: build.Modules, guest_files: Path, tree: Path
+) -> None:
     home = tree / _LAB_HOME
     shutil.copytree(guest_files, home / "guests")
     for name in ("host-init.sh", "agent.py"):
@@ -148,7 +150,9 @@ def _install_lab(host: image.HostImage, guest_files: Path, tree: Path) -> None:
     wanted.symlink_to(f"../{unit.name}")
     (tree / "boot").mkdir()
     for version in host.kernels:
-        (tree / "boot" / initrd_name(version)).write_bytes(initrd.host_initrd(host, version))
+        (store,) = (path for path in modules.of(version) if path.name == "pkernfs.ko")
+        content = initrd.host_initrd(host, version, store)
+        (tree / "boot" / initrd_name(version)).write_bytes(content)
 
 
 def _compile(host: image.HostImage, tree: Path) -> None:

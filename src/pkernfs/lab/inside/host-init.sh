@@ -10,7 +10,7 @@ export PATH=/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 state=/run/pkernfs-lab
 
 # One thing beside the other where they don't need each other.
-{
+[ -e /dev/kvm ] || {
 	kvm=kvm_intel
 	grep -qm1 '^flags.* svm ' /proc/cpuinfo && kvm=kvm_amd
 	modprobe -q $kvm
@@ -42,16 +42,18 @@ try() { # try WHAT COMMAND...: note a failure for the lab, go on
 if [ "$1" = service ]; then
 	mkdir -p $state /mnt/pkernfs /mnt/scratch /mnt/share
 fi
-try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
-if [ "$store" = yes ]; then
+[ -e $state/has-scratch ] || try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
+if [ "$store" = yes ] && [ ! -e $state/has-store ]; then
 	try "loading pkernfs" modprobe pkernfs
+fi
+if [ "$store" = yes ]; then
 	# Those that the kernel before handed over, ahead of the drivers of this one.
 	# A crash kernel has an elfcorehdr= too, and inherits no device.
 	[ -n "$update" ] && [ -n "$devices" ] && try "taking devices over" modprobe pkernfs_dma
 	# A range that was never used is all zero; after an update it must hold a store.
 	option=init
 	[ -n "$update" ] && option=defaults
-	try "mounting the store" mount -t pkernfs -o $option none /mnt/pkernfs
+	[ -e $state/has-store ] || try "mounting the store" mount -t pkernfs -o $option none /mnt/pkernfs
 	# Those of further regions; after an update pkernfs resume mounts them.
 	set -- "$1" /sys/fs/pkernfs/*
 	[ $# -gt 2 ] && [ -z "$update" ] && try "mounting all stores" pkernfs mount --init

@@ -1,11 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# First program of a lab host's kernel: find the root file system, switch to it.
+# First program of a lab host's kernel: find the root file system, the store and the disk of
+# the guests, switch to the root file system.
 # The disks, in the order of the command line that the lab gives to QEMU:
 # vda Debian image (read-only), vdb layer with modules and package (read-only).
 #
 # After a kexec a paused guest waits for this, and under emulation every new process
-# counts: what is mounted here is mounted by busybox without starting one.
+# counts: what is mounted here is mounted by busybox without starting one. What fails of
+# the host's part is done again, and reported, by host-init.sh.
 
 fail() {
 	echo "lab: initrd: $1" >/dev/kmsg
@@ -15,6 +17,7 @@ fail() {
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+echo "lab: first program" >/dev/kmsg
 read -r order </modules/order
 for module in $order; do
 	# Some are for processors that this is not; what is really missing shows below.
@@ -46,4 +49,23 @@ ln -s /proc/self/fd /root/dev/fd
 ln -s fd/0 /root/dev/stdin
 ln -s fd/1 /root/dev/stdout
 ln -s fd/2 /root/dev/stderr
+
+store=yes option=init parameters=
+for word in $line; do
+	case $word in
+	# An update's next kernel must find a store, a range that was never used is all zero.
+	pkernfs_update=*) option=defaults ;;
+	pkernfs_lab_store=*) store=${word#*=} ;;
+	pkernfs.*) parameters="$parameters ${word#pkernfs.}" ;;
+	esac
+done
+state=/root/run/pkernfs-lab
+read -r order </modules/host
+for module in $order; do
+	insmod "/modules/$module" 2>/dev/null
+done
+mount -t ext4 -o noatime /dev/vdc /root/mnt/scratch && : >$state/has-scratch
+if [ "$store" = yes ] && insmod /modules/pkernfs.ko $parameters; then
+	mount -t pkernfs -o $option none /root/mnt/pkernfs && : >$state/has-store
+fi 2>/dev/null
 exec switch_root /root /usr/lib/pkernfs-lab/host-init.sh
