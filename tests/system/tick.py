@@ -73,24 +73,26 @@ def start(
     ram: str = "32M",
     options: Sequence[str] = (),
     store: str = "/mnt/pkernfs",
+    arguments: Sequence[str] = (),
     program: Sequence[str] = ("pkernfs",),
 ) -> Tick:
     """Start a counting guest and wait until it counts.
 
     :param options: more of ``pkernfs vm start``.
     :param store: where its files are then.
+    :param arguments: more of QEMU's.
     :param program: what stands for ``pkernfs``.
     """
     (host.share / "tick.img").write_bytes(IMAGE)
     host.sh(f"cp /mnt/share/tick.img {_DISK}; : >/mnt/scratch/{name}.log").check()
-    arguments = [
+    own = [
         *("-cpu", "qemu64"),
         *("-drive", f"file={_DISK},format=raw,if=ide,read-only=off,file.locking=off"),
         *("-chardev", f"file,id=log,path=/mnt/scratch/{name}.log,append=on"),
         *("-serial", "chardev:log"),
     ]
     command = [*program, "vm", "start", name, "--ram", ram, *options]
-    host.run([*command, "--", *arguments]).check()
+    host.run([*command, "--", *own, *arguments]).check()
     guest = Tick(host, name, store)
     guest.wait_count(3)
     return guest
