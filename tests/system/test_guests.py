@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_guests_go_by_priority_and_a_broken_one_holds_nobody_back(new_host: Host
     paused, saved = _times(host, "begin", "pause"), _times(host, "end", "save")
     levels = sorted(set(_PRIORITIES.values()))
     by_level = [[name for name, own in _PRIORITIES.items() if own == level] for level in levels]
-    for lower, higher in zip(by_level, by_level[1:], strict=False):
+    for lower, higher in itertools.pairwise(by_level):
         assert max(saved[name] for name in lower) <= min(paused[name] for name in higher)
     begun = _times(host, "begin", "start")
     order = sorted(begun, key=lambda name: begun[name])
