@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pkernfs.cli import complete
+from pkernfs.words import size, table
 
 _Bdf = Annotated[
     str,
@@ -47,16 +48,29 @@ def list_(
     import json
 
     from pkernfs.host.devices import Control
-    from pkernfs.host.ranges import format_size
 
     found = Control().devices()
     if as_json:
         devices = [dataclasses.asdict(device) for device in found]
         print(json.dumps({"schema": "pkernfs-devices/1", "devices": devices}, indent=1))
         return
-    for device in found:
-        mapped = format_size(device.mapped_bytes) if device.mapped_bytes else "-"
-        print(f"{device.bdf}  {device.model}  {device.state:<10}{mapped:>8}  {device.reason}")
+    if not found:
+        print("no device is preserved; pkernfs device preserve names one")
+        return
+    rows = [
+        (
+            device.bdf,
+            device.model,
+            device.state,
+            size(device.mapped_bytes) if device.mapped_bytes else "-",
+            f"switched in {device.switch_us:.0f} us" if device.adopted else "-",
+            device.reason,
+        )
+        for device in found
+    ]
+    head = ("device", "model", "state", "mapped", "adopted", "")
+    for line in table([head, *rows], left=(0, 1, 2, 4, 5)):
+        print(line)
 
 
 def adopt(bdf: _Bdf) -> None:

@@ -14,6 +14,7 @@ import typer
 from pkernfs.cli import complete
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.vmm.config import Places
+from pkernfs.words import size, table
 
 if TYPE_CHECKING:
     from pkernfs.update.display import Show
@@ -160,12 +161,18 @@ def _show(plan: Plan, as_json: bool) -> None:
     print(f"boot line  {plan.boot_line}")
     back = f"after {plan.watchdog_s:g} s without guests" if plan.watchdog_s else "never"
     print(f"goes back  {back}")
-    for guest in plan.guests:
-        print(
-            f"guest      {guest.name}: {guest.ram_bytes >> 20} MiB stay where they are, "
-            f"its state takes at most {guest.state_limit >> 20} MiB"
-        )
-    print("nothing was changed")
+    rows = [
+        (guest.name, size(guest.ram_bytes), size(guest.state_limit), _REMARK[guest.was_running])
+        for guest in plan.guests
+    ]
+    print()
+    for line in table([("guest", "memory, stays", "state, at most", ""), *rows]):
+        print(line)
+    print("\nthis was a dry run: nothing was changed")
+
+
+#: What an update does to a guest that runs, or does not.
+_REMARK = {True: "", False: "is paused, and will be"}
 
 
 def resume(
