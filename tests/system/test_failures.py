@@ -10,6 +10,7 @@ import pytest
 
 from pkernfs.lab import demo
 from pkernfs.lab.machine import Machine
+from tests.answers import answers
 from tests.conftest import HostFactory
 
 from . import tick
@@ -51,6 +52,11 @@ def _refused(guest: Tick, command: str, says: str) -> None:
     assert _lines(guest.host, left) == []
 
 
+@answers(
+    phase="check",
+    failure="kernel or initrd missing, cut short, or no kernel; boot line too long",
+    outcome="refused, nothing touched",
+)
 @pytest.mark.parametrize(
     ("command", "says"),
     [
@@ -70,6 +76,11 @@ def test_a_kernel_that_can_not_be_loaded_leaves_the_guest_running(
     _refused(guest, command, says)
 
 
+@answers(
+    phase="check",
+    failure="a guest's QMP socket is gone",
+    outcome="refused, nothing touched; names the guest",
+)
 def test_a_dead_socket_leaves_the_guest_running(guest: Tick) -> None:
     socket = "/run/pkernfs/tick/qmp.sock"
     guest.host.sh(f"mv {socket} {socket}.away").check()
@@ -79,6 +90,11 @@ def test_a_dead_socket_leaves_the_guest_running(guest: Tick) -> None:
         guest.host.sh(f"mv {socket}.away {socket}").check()
 
 
+@answers(
+    phase="check",
+    failure="a guest's QEMU does not answer",
+    outcome="refused, nothing touched; names the guest",
+)
 def test_a_qemu_that_does_not_answer_leaves_the_other_guest_running(guest: Tick) -> None:
     host = guest.host
     other = tick.start(host, "other")
@@ -91,6 +107,11 @@ def test_a_qemu_that_does_not_answer_leaves_the_other_guest_running(guest: Tick)
     host.sh("pkernfs vm stop other --force --delete").check()
 
 
+@answers(
+    phase="hand over",
+    failure="the running kernel refuses the jump",
+    outcome="disks thawed, all guests run on, next kernel unloaded",
+)
 def test_a_jump_that_the_kernel_refuses_lets_the_guest_run_on(guest: Tick) -> None:
     """All of it is real: guests saved, disks frozen, then no kernel is there to jump to."""
     script = (
@@ -130,6 +151,11 @@ def _check_terminal(guest: Tick) -> None:
     guest.counts_on()
 
 
+@answers(
+    phase="up to the jump",
+    failure="Ctrl-C, SIGTERM or a lost terminal",
+    outcome="all guests run on, next kernel unloaded",
+)
 @pytest.mark.parametrize("number", ["INT", "TERM"])
 def test_a_signal_lets_the_guest_run_on(guest: Tick, number: str) -> None:
     command = (
@@ -151,11 +177,26 @@ def test_a_dry_run_says_what_it_would_do(guest: Tick) -> None:
     assert _lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
 
 
+@answers(
+    phase="resume",
+    failure="a guest's QEMU does not start",
+    outcome="set aside with its files, the others run; resume tries again",
+)
+@answers(
+    phase="resume",
+    failure="a guest's state does not load",
+    outcome="set aside with its files, the others run; exit status 1; resume tries again",
+)
 def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactory) -> None:
     host = new_host(kernel="6.12")
     bad, good = tick.start(host, "bad"), tick.start(host, "good")
-    counts = bad.count(), good.count()
-    result = host.run(["pkernfs", "update", "--append", "pkernfs_lab_resume=no"])
+    # The directory is in this kernel's memory only.
+    host.sh("mkdir /tmp/lost").check()
+    file = ("-chardev", "file,id=lost,path=/tmp/lost/log,append=on")
+    unlucky = tick.start(host, "unlucky", arguments=file)
+    counts = bad.count(), good.count(), unlucky.count()
+    later = ["--append", "pkernfs_lab_resume=no", "--watchdog", "0"]
+    result = host.run(["pkernfs", "update", *later])
     assert result.status is None
     host.wait_reboot()
     state = f"{bad.directory}/state"
@@ -170,8 +211,10 @@ def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactor
     assert counts[1] < good.wait_count(counts[1] + 1) < counts[1] + 2000
     assert demo.report_of(host)["outcome"] == "partial"
     listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
-    assert [(vm["name"], vm["state"]) for vm in listed] == [("bad", "saved"), ("good", "running")]
-    host.sh(f"cp /mnt/scratch/kept {state}").check()
+    states = {vm["name"]: vm["state"] for vm in listed}
+    assert states == {"bad": "saved", "good": "running", "unlucky": "saved"}
+    assert "/tmp/lost/log" in results["unlucky"]
+    host.sh(f"mkdir /tmp/lost; cp /mnt/scratch/kept {state}").check()
     told = host.run(["pkernfs", "resume", "--events"]).check().stdout
     events = [json.loads(line) for line in told.splitlines()]
     assert {event["schema"] for event in events} == {"pkernfs-event/1"}
@@ -179,6 +222,7 @@ def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactor
     assert order.index(("end", "mount", None)) < order.index(("moment", "running", "bad"))
     assert ("result", "ok", "bad") in order
     assert counts[0] < bad.wait_count(counts[0] + 1) < counts[0] + 2000
+    assert counts[2] < unlucky.wait_count(counts[2] + 1) < counts[2] + 2000
     assert demo.report_of(host)["outcome"] == "completed"
 
 
@@ -225,6 +269,11 @@ def _all_as_before(guest: Tick) -> None:
     host.sh("echo thawed >/mnt/scratch/thawed && sync -f /mnt/scratch", timeout=60).check()
 
 
+@answers(
+    phase="up to the jump",
+    failure="killed by SIGKILL at the end of a phase",
+    outcome="its guard lets all guests run on at once, thaws disks, unloads the kernel",
+)
 @pytest.mark.parametrize(
     ("event", "subject"),
     [("end", "check"), ("end", "load"), ("end", "pause"), ("end", "save"), ("begin", "kernel")],
@@ -239,6 +288,11 @@ def test_killed_in_any_phase_the_guest_runs_on_at_once(
     assert report is None or (report["outcome"], report["text"]) == ("rolled back", "it was killed")
 
 
+@answers(
+    phase="up to the jump",
+    failure="killed together with its guard",
+    outcome="paused until pkernfs update --recover brings all back; no other update begins",
+)
 def test_killed_together_with_its_guard_it_is_undone_by_recover(guest: Tick) -> None:
     host = guest.host
     _kill_at(host, "begin", "kernel", "both")
@@ -255,6 +309,11 @@ def test_killed_together_with_its_guard_it_is_undone_by_recover(guest: Tick) -> 
     assert "nothing to undo" in host.run(["pkernfs", "update", "--recover"]).check().stdout
 
 
+@answers(
+    phase="up to the jump",
+    failure="killed by SIGKILL at any moment",
+    outcome="its guard brings everything back",
+)
 def test_killed_at_random_moments_the_guest_runs_on(guest: Tick) -> None:
     host = guest.host
     (host.share / "killed.py").write_text(_KILLED_AT)
@@ -266,6 +325,213 @@ def test_killed_at_random_moments_the_guest_runs_on(guest: Tick) -> None:
         _all_as_before(guest)
 
 
+@answers(
+    phase="check",
+    failure="no room in the store for the states",
+    outcome="refused, nothing touched",
+)
+def test_a_full_store_stops_the_update(guest: Tick) -> None:
+    """Two MiB are left, less than any state may take."""
+    filler = (
+        "import os; room = os.statvfs('/mnt/pkernfs'); fd = os.open('/mnt/pkernfs/filler',"
+        " os.O_WRONLY | os.O_CREAT); os.posix_fallocate(fd, 0, (room.f_bavail - 512) * 4096)"
+    )
+    guest.host.run(["python3", "-c", filler]).check()
+    try:
+        _refused(guest, "pkernfs update", "free, the state of its guests may take")
+        found = {f["id"] for f in _doctor(guest.host) if f["status"] == "blocker"}
+        assert found == {"space"}
+    finally:
+        guest.host.sh("rm /mnt/pkernfs/filler").check()
+
+
+def _doctor(host: Machine) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads(host.run(["pkernfs", "doctor", "--json"]).stdout)[
+        "findings"
+    ]
+    return found
+
+
+# Runs "pkernfs update" with something changed in this program.
+_CHANGED = r"""
+import os, signal, subprocess, sys, time
+from pathlib import Path
+sys.path.insert(0, "/usr/lib/pkernfs")
+from pkernfs.update import plan, quiesce
+from pkernfs.update.timeline import Timeline
+{change}
+sys.argv = ["pkernfs", "update"]
+from pkernfs.cli import main
+main()
+"""
+
+
+def _changed(host: Machine, change: str) -> str:
+    """The command of an update with a change in it."""
+    (host.share / "changed.py").write_text(_CHANGED.format(change=change))
+    return "python3 /mnt/share/changed.py"
+
+
+@answers(
+    phase="pause, save",
+    failure="the store is full when a state is written",
+    outcome="all guests run on; QEMU's own words",
+)
+def test_a_store_that_fills_up_meanwhile_lets_the_guest_run_on(guest: Tick) -> None:
+    host = guest.host
+    command = _changed(
+        host,
+        """
+mark = Timeline.mark
+def fill(self, event, about, *args, **kwargs):
+    mark(self, event, about, *args, **kwargs)
+    if (event, about) == ("begin", "pause"):
+        room = os.statvfs("/mnt/pkernfs")
+        with open("/mnt/pkernfs/filler", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+Timeline.mark = fill
+""",
+    )
+    try:
+        _refused(guest, command, "its state can't be saved")
+    finally:
+        host.sh("rm -f /mnt/pkernfs/filler").check()
+    assert demo.report_of(host)["outcome"] == "rolled back"
+
+
+@answers(
+    phase="pause, save",
+    failure="a guest is not paused and saved in time",
+    outcome="all guests run on",
+)
+def test_a_guest_that_is_not_paused_in_time_runs_on(guest: Tick) -> None:
+    """Its QEMU stands still for some seconds, longer than the update waits here."""
+    host = guest.host
+    command = _changed(
+        host,
+        """
+quiesce.SAVE_S = 1.0
+pid = Path("/run/pkernfs/tick/pid").read_text().split()[0]
+mark = Timeline.mark
+def hold(self, event, about, *args, **kwargs):
+    mark(self, event, about, *args, **kwargs)
+    if (event, about) == ("begin", "pause"):
+        os.kill(int(pid), signal.SIGSTOP)
+        subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {pid}"])
+Timeline.mark = hold
+""",
+    )
+    _refused(guest, command, "within 1 s")
+
+
+@answers(
+    phase="load",
+    failure="the running kernel refuses to load the next one",
+    outcome="refused, all guests run on",
+)
+def test_a_kernel_that_the_running_one_does_not_take_leaves_the_guest_running(
+    guest: Tick,
+) -> None:
+    """Whole, by its header, but not relocatable (boot.rst, relocatable_kernel at 0x234)."""
+    script = (
+        "cp $(ls /boot/vmlinuz-7*) /tmp/fixed && printf '\\0' | "
+        "dd of=/tmp/fixed bs=1 seek=564 conv=notrunc status=none && "
+        "pkernfs update --kernel /tmp/fixed --initrd $(ls /boot/pkernfs-lab-initrd-7*)"
+    )
+    _refused(guest, script, "refuses to load /tmp/fixed")
+
+
+@answers(
+    phase="check",
+    failure="the module is not installed for the next kernel",
+    outcome="refused, unless --override module.next-missing",
+)
+def test_a_missing_module_stops_the_update_unless_overridden(guest: Tick) -> None:
+    host = guest.host
+    module = _lines(host, "ls /lib/modules/7*/updates/pkernfs.ko")[0]
+    host.sh(f"mv {module} /tmp/").check()
+    try:
+        _refused(guest, "pkernfs update", "pkernfs is not installed for the next kernel 7.3")
+        host.sh("pkernfs update --dry-run --override module.next-missing").check()
+        other = host.sh("pkernfs update --dry-run --override kexec.disabled")
+        assert other.status == 2
+        assert "doctor finds no such blocker" in other.stderr
+    finally:
+        host.sh(f"mv /tmp/pkernfs.ko {module}").check()
+
+
+@answers(
+    phase="check",
+    failure="--append would give the range to the next kernel, or name other regions",
+    outcome="refused, nothing touched",
+)
+def test_words_that_give_the_range_away_are_refused(guest: Tick) -> None:
+    _refused(guest, "pkernfs update --append memmap=1G@4G", "for other memory")
+    _refused(guest, "pkernfs update --append pkernfs.region=512M!4G", "other regions")
+
+
+@answers(
+    phase="input",
+    failure="two updates, resumes or recoveries at once",
+    outcome="the second is refused and names the first one's process",
+)
+def test_two_updates_at_once(guest: Tick) -> None:
+    host = guest.host
+    command = _changed(
+        host,
+        """
+mark = Timeline.mark
+def wait(self, event, about, *args, **kwargs):
+    mark(self, event, about, *args, **kwargs)
+    if (event, about) == ("begin", "load"):
+        time.sleep(15)
+        os.kill(os.getpid(), signal.SIGTERM)
+Timeline.mark = wait
+""",
+    )
+    result = host.sh(
+        f"{command} >/tmp/first 2>&1 & until [ -e /mnt/pkernfs/updates/last ]; do sleep 0.2; done;"
+        " pkernfs update; echo $? $!; wait $!"
+    )
+    status, pid = result.stdout.split()[-2:]
+    assert status == "1"
+    assert f"another update is going on: process {pid}" in result.stderr
+    guest.counts_on()
+    assert _lines(host, "cat /sys/kernel/kexec_loaded") == ["0"]
+
+
+@answers(
+    phase="input",
+    failure="config.json of a guest that is off is half-written",
+    outcome="listed as broken; all others are updated; vm stop --force --delete removes it",
+)
+def test_a_half_written_guest_is_in_nobodys_way(guest: Tick) -> None:
+    host = guest.host
+    host.sh("mkdir /mnt/pkernfs/vms/half; printf '{' >/mnt/pkernfs/vms/half/config.json").check()
+    listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
+    assert [(vm["name"], vm["state"]) for vm in listed] == [("half", "broken"), ("tick", "running")]
+    assert "can't read" in listed[0]["error"]
+    host.run(["pkernfs", "update", "--dry-run"]).check()
+    host.run(["pkernfs", "vm", "stop", "half", "--force", "--delete"]).check()
+    assert _lines(host, "ls /mnt/pkernfs/vms") == ["tick"]
+    assert [f for f in _doctor(host) if f["status"] == "blocker"] == []
+
+
+@answers(
+    phase="load",
+    failure="the running kernel asks for signatures, and the next one has none",
+    outcome="doctor says so of its module; the load is refused; all guests run on",
+)
+@answers(
+    phase="next kernel",
+    failure="it has no module or does not mount the store",
+    outcome="the watchdog goes back to the kernel before, which resumes",
+)
+@answers(
+    phase="next kernel",
+    failure="it has no module or does not mount the store, and there is no watchdog",
+    outcome="the store is untouched; the next kernel that has both resumes",
+)
 def test_a_next_kernel_without_the_store_goes_back_and_the_right_one_resumes(
     new_host: HostFactory,
 ) -> None:
@@ -303,3 +569,13 @@ def test_a_next_kernel_without_the_store_goes_back_and_the_right_one_resumes(
     assert count < guest.wait_count(count + 1) < count + 2000
     assert demo.report_of(host)["outcome"] == "completed"
     guest.counts_on()
+
+    _under_lockdown(host, guest)
+
+
+def _under_lockdown(host: Machine, guest: Tick) -> None:
+    """Neither the lab's modules nor its kernels are signed. Lockdown can't be taken back."""
+    host.sh("echo integrity >/sys/kernel/security/lockdown").check()
+    _refused(guest, "pkernfs update", "is not signed, and this machine loads signed modules only")
+    _refused(guest, "pkernfs update --override module.next-unsigned", "refuses to load")
+    host.allow("Lockdown: .* see man kernel_lockdown")

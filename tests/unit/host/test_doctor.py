@@ -10,6 +10,7 @@ import pytest
 from pkernfs.host import doctor, kernels
 from pkernfs.host.doctor import Finding, Status
 from pkernfs.vmm import doctor as vmm_doctor
+from tests.answers import answers
 from tests.unit.vmm.fakes import FakeHost
 
 
@@ -50,6 +51,11 @@ def _gone(path: str) -> Callable[[FakeHost], object]:
     return change
 
 
+@answers(
+    phase="check",
+    failure="one of doctor's questions about host, kernel, module or memory",
+    outcome="refused, nothing touched; says what to type",
+)
 @pytest.mark.parametrize(
     ("change", "topic", "says"),
     [

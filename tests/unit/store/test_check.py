@@ -13,6 +13,7 @@ from pkernfs.store.check import CheckResult, check
 from pkernfs.store.findings import Code, Severity, Verdict
 from pkernfs.store.image import Image
 from pkernfs.store.inode import Kind
+from tests.answers import answers
 
 from .writer import BASE, HEADER_INDEX, SUPER_B, Writer, extent_bytes, sample
 
@@ -269,6 +270,11 @@ def test_verdicts_without_a_usable_super_block() -> None:
     assert not result.mountable
 
 
+@answers(
+    phase="input",
+    failure="a store from a newer format version",
+    outcome="not mounted, not changed; pkernfs check names the version",
+)
 @pytest.mark.parametrize("flaw", [super_both(version=2), super_both(incompat=2)])
 def test_a_store_of_another_version_is_not_ours(flaw: Callable[[Writer], None]) -> None:
     writer = sample()

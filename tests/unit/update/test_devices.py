@@ -14,6 +14,7 @@ from pkernfs.host.machine import Machine
 from pkernfs.update.devices import armed, check_again, note
 from pkernfs.update.plan import Plan
 from pkernfs.update.timeline import Record, Timeline
+from tests.answers import answers
 
 DEVICE = (
     "0000:01:00.0 state=preserved vendor=8086 device=10d3 held=0 open=1 checked=0 leaves=0 bytes=0"
@@ -42,6 +43,11 @@ def test_armed_within_the_block_only(tmp_path: Path) -> None:
     assert not orders.armed
 
 
+@answers(
+    phase="load",
+    failure="a failure after preserved devices were armed",
+    outcome="they are disarmed",
+)
 def test_a_failure_takes_it_back(tmp_path: Path) -> None:
     orders = control(tmp_path, DEVICE)
     with pytest.raises(PkernfsError, match="no kernel"), armed(PLAN, orders):

@@ -17,6 +17,7 @@ from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
 from pkernfs.update.lock import update_lock
 from pkernfs.vmm.config import Guest
+from tests.answers import answers
 from tests.unit.update.test_update import FakeKexec, all_run_on, jumper, kexec_to, qmp
 from tests.unit.vmm.fakes import FakeHost, host
 
@@ -76,6 +77,11 @@ def test_no_room_for_the_states_blocks(host: FakeHost, monkeypatch: pytest.Monke
     assert _blockers(host) == ["space"]
 
 
+@answers(
+    phase="check",
+    failure="an earlier update was killed and is not undone",
+    outcome="refused, --recover is named",
+)
 def test_what_a_killed_update_left_blocks(host: FakeHost) -> None:
     written = Journal(host.places)
     written.note(journal.GUEST, "a")
@@ -123,6 +129,11 @@ def _update(host: FakeHost, *override: str) -> None:
     handover.update(host.machine, host.places, request, lambda _: None)
 
 
+@answers(
+    phase="check",
+    failure="the store is damaged",
+    outcome="refused, unless --override store.damaged",
+)
 def test_a_damaged_store_stops_the_update_unless_overridden(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +147,11 @@ def test_a_damaged_store_stops_the_update_unless_overridden(
     all_run_on(host, jumper, "a")
 
 
+@answers(
+    phase="check",
+    failure="several of doctor's findings block",
+    outcome="refused until each of them is overridden by its id",
+)
 def test_one_override_is_for_one_finding(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +165,11 @@ def test_one_override_is_for_one_finding(
         _update(host, "store.damaged", "module.next-missing")
 
 
+@answers(
+    phase="check",
+    failure="a finding with which no update can work",
+    outcome="refused, also with --override",
+)
 def test_what_can_not_work_can_not_be_overridden(host: FakeHost, jumper: FakeKexec) -> None:
     host.put("proc/sys/kernel/kexec_load_disabled", "1")
     with pytest.raises(UsageError, match=r"kexec\.disabled can't be overridden"):
@@ -175,6 +196,11 @@ _BROKEN = [
 ]
 
 
+@answers(
+    phase="input",
+    failure="config.json of a running guest is half-written",
+    outcome="update refused; listed as broken; all run on",
+)
 @pytest.mark.parametrize("content", _BROKEN)
 def test_a_running_guest_whose_file_is_broken_stops_the_update(
     host: FakeHost, jumper: FakeKexec, content: bytes
@@ -193,6 +219,11 @@ def test_a_running_guest_whose_file_is_broken_stops_the_update(
     all_run_on(host, jumper, "a", "b")
 
 
+@answers(
+    phase="input",
+    failure="config.json of a guest that is off is half-written",
+    outcome="listed as broken; all others are updated; vm stop --force --delete removes it",
+)
 @pytest.mark.parametrize("content", _BROKEN)
 def test_a_guest_that_is_off_and_broken_is_in_nobodys_way(
     host: FakeHost, jumper: FakeKexec, content: bytes
@@ -213,6 +244,11 @@ def test_a_guest_that_is_off_and_broken_is_in_nobodys_way(
     assert host.states() == {"a": "running"}
 
 
+@answers(
+    phase="input",
+    failure="the records of the update are broken",
+    outcome="all guests come back; there is no report",
+)
 @pytest.mark.parametrize("name", ["plan.json", "timeline.jsonl", "launch"])
 def test_broken_records_of_an_update_keep_no_guest_from_coming_back(
     host: FakeHost, jumper: FakeKexec, name: str
@@ -226,6 +262,11 @@ def test_broken_records_of_an_update_keep_no_guest_from_coming_back(
     assert host.states() == {"a": "running"}
 
 
+@answers(
+    phase="input",
+    failure="the name of the last update is broken",
+    outcome="it counts as none",
+)
 @pytest.mark.parametrize("content", ["", "../../etc", "nonsense\n", "\0"])
 def test_a_broken_name_of_the_last_update_is_no_update(
     host: FakeHost, jumper: FakeKexec, content: str
@@ -237,6 +278,11 @@ def test_a_broken_name_of_the_last_update_is_no_update(
     all_run_on(host, jumper, "a")
 
 
+@answers(
+    phase="input",
+    failure="another program answers at a guest's socket",
+    outcome="refused, nothing touched; names the guest",
+)
 def test_a_socket_of_somebody_else_is_said(host: FakeHost, jumper: FakeKexec) -> None:
     """It is there, and what answers is no QEMU."""
     guest = host.start("a")
@@ -250,6 +296,11 @@ def test_a_socket_of_somebody_else_is_said(host: FakeHost, jumper: FakeKexec) ->
     all_run_on(host, jumper, "a")
 
 
+@answers(
+    phase="input",
+    failure="a guest's memory file has another size",
+    outcome="refused, nothing touched",
+)
 def test_a_memory_file_that_shrank_stops_the_update(host: FakeHost, jumper: FakeKexec) -> None:
     guest = host.start("a")
     with guest.ram.open("r+b") as file:

@@ -19,6 +19,7 @@ from pkernfs.update import guard, handover, journal, lock, plan, quiesce, recove
 from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
 from pkernfs.update.timeline import Timeline
+from tests.answers import answers
 from tests.unit.update.test_update import FakeKexec, all_run_on, guard_of, jumper
 from tests.unit.vmm.fakes import FakeHost, host
 
@@ -86,6 +87,11 @@ def _die_at(monkeypatch: pytest.MonkeyPatch, event: str, subject: str) -> None:
     monkeypatch.setattr(Timeline, "mark", deadly)
 
 
+@answers(
+    phase="up to the jump",
+    failure="killed by SIGKILL at the end of a phase",
+    outcome="its guard lets all guests run on at once, thaws disks, unloads the kernel",
+)
 @pytest.mark.parametrize(("event", "subject"), MOMENTS)
 def test_killed_at_any_moment_all_guests_run_on_at_once(
     host: FakeHost,
@@ -104,6 +110,11 @@ def test_killed_at_any_moment_all_guests_run_on_at_once(
     assert journal.read(host.places) is None
 
 
+@answers(
+    phase="up to the jump",
+    failure="killed by SIGKILL at any moment",
+    outcome="its guard brings everything back",
+)
 def test_killed_at_random_moments_all_guests_run_on(host: FakeHost, jumper: FakeKexec) -> None:
     """In one place after the other, and each update after it finds everything in order."""
     jumper.jump = lambda: time.sleep(0.5)
@@ -146,6 +157,11 @@ def test_the_report_says_that_it_was_killed(
     assert (value["outcome"], value["text"]) == ("rolled back", "it was killed")
 
 
+@answers(
+    phase="up to the jump",
+    failure="it hangs with guests paused",
+    outcome="its guard ends it after 240 s and brings everything back",
+)
 def test_an_update_that_hangs_with_guests_paused_is_ended(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +212,11 @@ def _kill_both(host: FakeHost, monkeypatch: pytest.MonkeyPatch, subject: str) ->
     _until_free(host)
 
 
+@answers(
+    phase="up to the jump",
+    failure="killed together with its guard",
+    outcome="paused until pkernfs update --recover brings all back; no other update begins",
+)
 @pytest.mark.parametrize("by", ["recover", "resume"])
 @pytest.mark.parametrize("subject", ["load", "save", "hand over"])
 def test_without_its_guard_it_is_undone_by_hand(
@@ -220,6 +241,11 @@ def test_without_its_guard_it_is_undone_by_hand(
     all_run_on(host, jumper, "a", "b")
 
 
+@answers(
+    phase="up to the jump",
+    failure="a guest can't be let run on after that",
+    outcome="said, exit status 1; the others run; --recover tries again",
+)
 def test_what_can_not_be_undone_is_said_and_tried_again(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +265,11 @@ def test_what_can_not_be_undone_is_said_and_tried_again(
     all_run_on(host, jumper, "a", "b")
 
 
+@answers(
+    phase="up to the jump",
+    failure="a guest does not run on when the update goes back",
+    outcome="tried once more; what is left is for --recover",
+)
 def test_a_guest_that_did_not_run_on_is_tried_once_more(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +285,11 @@ def test_a_guest_that_did_not_run_on_is_tried_once_more(
     all_run_on(host, jumper, "a")
 
 
+@answers(
+    phase="load",
+    failure="the guard is killed",
+    outcome="given up before a guest is paused",
+)
 def test_without_a_guard_no_guest_is_paused(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +321,11 @@ def test_a_dry_run_that_is_killed_leaves_qemu_as_it_was(
     all_run_on(host, jumper, "a")
 
 
+@answers(
+    phase="input",
+    failure="two updates, resumes or recoveries at once",
+    outcome="the second is refused and names the first one's process",
+)
 def test_two_at_once_say_who_is_there(host: FakeHost, jumper: FakeKexec) -> None:
     for what in ("update", "resume", "recovery"):
         says = f"another {what} is going on: process {os.getpid()}"

@@ -26,6 +26,7 @@ from pkernfs.update import resume as resuming
 from pkernfs.update.lock import update_lock
 from pkernfs.vmm import guests, launch, process
 from pkernfs.vmm.config import Guest, Places
+from tests.answers import answers
 from tests.unit.vmm.fakes import RAM, REGION, FakeHost
 
 JUMPED = 77
@@ -188,6 +189,11 @@ def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     assert (plan.directory(host.places, update) / "report.json").exists()
 
 
+@answers(
+    phase="resume",
+    failure="the store is damaged after the update",
+    outcome="the guests run; said in report and exit status",
+)
 def test_a_damaged_store_is_told_after_the_guests_run(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +240,11 @@ def test_a_jump_that_fails_lets_all_run_on(host: FakeHost, jumper: FakeKexec) ->
     assert all(0 < vm["blackout_s"] < 60 for vm in value["vms"])
 
 
+@answers(
+    phase="pause, save",
+    failure="a guest can't be saved, its saving fails, or it is not paused in time",
+    outcome="all guests run on",
+)
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -277,6 +288,11 @@ def test_a_missing_kernel_stops_the_update_before_anything(
     all_run_on(host, jumper, "a")
 
 
+@answers(
+    phase="load",
+    failure="the running kernel refuses to load the next one",
+    outcome="refused, all guests run on",
+)
 def test_a_kernel_that_is_refused_stops_the_update(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +312,11 @@ def test_what_doctor_finds_stops_the_update(host: FakeHost, jumper: FakeKexec) -
         _update(host)
 
 
+@answers(
+    phase="check",
+    failure="no room in the store for the states",
+    outcome="refused, nothing touched",
+)
 def test_a_store_without_room_for_the_states_stops_the_update(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +390,11 @@ def test_a_state_that_does_not_load_keeps_its_files_and_can_be_tried_again(
     assert report.build(host.places, host.machine.update_marker or "")["outcome"] == "completed"
 
 
+@answers(
+    phase="resume",
+    failure="a guest's file is missing or has another size",
+    outcome="set aside with its files, the others run",
+)
 @pytest.mark.parametrize("file", ["ram", "state", "config.json", "saved.json"])
 def test_a_damaged_file_sets_only_its_guest_aside(
     host: FakeHost, jumper: FakeKexec, file: str
@@ -474,6 +500,11 @@ def test_an_order_with_a_guest_that_does_not_run_is_refused(
     all_run_on(host, jumper, "a")
 
 
+@answers(
+    phase="resume",
+    failure="a guest's QEMU does not start",
+    outcome="set aside with its files, the others run; resume tries again",
+)
 @pytest.mark.parametrize("how", ["refuses", "dies"])
 def test_what_can_not_be_started_early_is_told_and_can_be_tried_again(
     host: FakeHost, jumper: FakeKexec, how: str
@@ -506,6 +537,11 @@ def test_nothing_is_started_early_from_files_that_are_not_as_they_were(
     assert [(result.name, bool(result.error)) for result in results] == [("a", True), ("b", False)]
 
 
+@answers(
+    phase="resume",
+    failure="a guest's QEMU hangs at its start",
+    outcome="the others run long before it is given up; resume tries again",
+)
 def test_a_guest_that_does_not_start_holds_nobody_back(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from pkernfs.update import handover, plan, report, reported, watchdog
 from pkernfs.update import resume as resuming
 from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest
+from tests.answers import answers
 from tests.unit.update.test_update import FakeKexec, jumper, kexec_to
 from tests.unit.vmm.fakes import REGION, FakeHost, host
 
@@ -75,6 +76,11 @@ def test_a_kernel_that_no_update_started_has_no_watchdog(host: FakeHost) -> None
     assert watchdog.order(host.machine) is None
 
 
+@answers(
+    phase="next kernel",
+    failure="pkernfs resume does not report in time",
+    outcome="the watchdog goes back to the kernel before, which resumes; the report says went back",
+)
 def test_without_a_report_it_goes_back(host: FakeHost, back: FakeKexec, jumper: FakeKexec) -> None:
     host.start("a")
     kexec_to(host, jumper)
@@ -93,6 +99,11 @@ def test_without_a_report_it_goes_back(host: FakeHost, back: FakeKexec, jumper: 
     assert [vm["survived"] for vm in value["vms"]] == [True]
 
 
+@answers(
+    phase="next kernel",
+    failure="it has no module or does not mount the store",
+    outcome="the watchdog goes back to the kernel before, which resumes",
+)
 def test_a_store_that_is_not_mounted_is_no_obstacle(
     host: FakeHost, back: FakeKexec, jumper: FakeKexec
 ) -> None:
@@ -128,6 +139,11 @@ def test_an_update_without_guests_ends_the_watch(
     _watch(host)
 
 
+@answers(
+    phase="next kernel",
+    failure="no guest at all can be resumed",
+    outcome="the watchdog goes back to the kernel before, which resumes",
+)
 def test_when_no_guest_comes_back_it_goes_back(
     host: FakeHost, back: FakeKexec, jumper: FakeKexec
 ) -> None:
@@ -161,6 +177,11 @@ def _hung_resume(host: FakeHost, until: Callable[[], bool]) -> int:
     return child
 
 
+@answers(
+    phase="resume",
+    failure="it hangs before a guest ran",
+    outcome="the watchdog ends it and goes back",
+)
 def test_a_resume_that_hangs_before_a_guest_ran_is_ended(
     host: FakeHost, back: FakeKexec, jumper: FakeKexec
 ) -> None:
@@ -179,6 +200,11 @@ def test_a_resume_that_hangs_before_a_guest_ran_is_ended(
     assert resuming.resume(host.machine, host.places).good
 
 
+@answers(
+    phase="resume",
+    failure="a QEMU hangs, and nobody knows whether its guest ran",
+    outcome="the watchdog stays",
+)
 def test_a_qemu_that_does_not_answer_keeps_it_from_going_back(
     host: FakeHost, back: FakeKexec, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +221,11 @@ def test_a_qemu_that_does_not_answer_keeps_it_from_going_back(
     assert process.running(guest) is not None
 
 
+@answers(
+    phase="resume",
+    failure="it hangs after a guest ran",
+    outcome="the watchdog stays, so that guest is not lost; the others by pkernfs resume",
+)
 def test_a_guest_that_has_run_keeps_it_from_going_back(
     host: FakeHost, back: FakeKexec, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +256,11 @@ def test_what_somebody_does_by_hand_keeps_it_from_going_back(
         _watch(host)
 
 
+@answers(
+    phase="next kernel",
+    failure="the kernel before is not on disk any more",
+    outcome="the watchdog stays and says so in the kernel log",
+)
 def test_a_kernel_that_is_gone_is_said(host: FakeHost, back: FakeKexec, jumper: FakeKexec) -> None:
     kexec_to(host, jumper)
     (host.root / "boot/vmlinuz-6.12.1").unlink()
@@ -232,6 +268,11 @@ def test_a_kernel_that_is_gone_is_said(host: FakeHost, back: FakeKexec, jumper: 
         _watch(host)
 
 
+@answers(
+    phase="check",
+    failure="the running kernel's image is gone",
+    outcome="no watchdog, doctor has a note; refused if --watchdog is given",
+)
 def test_the_running_kernel_must_be_there_to_go_back_to(host: FakeHost, jumper: FakeKexec) -> None:
     (host.root / "boot/vmlinuz-6.12.1").unlink()
     with pytest.raises(PkernfsError, match="nothing to go back to"):
@@ -260,6 +301,11 @@ def test_a_time_in_which_no_kernel_comes_up_is_refused(
         handover.dry_run(host.machine, host.places, handover.Request(watchdog=seconds))
 
 
+@answers(
+    phase="check",
+    failure="--append would give the range to the next kernel, or name other regions",
+    outcome="refused, nothing touched",
+)
 @pytest.mark.parametrize(
     ("append", "says"),
     [

@@ -8,6 +8,7 @@ import pytest
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.vmm import command
 from pkernfs.vmm.config import GuestConfig, check_name
+from tests.answers import answers
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,11 @@ def test_the_monitor_s_option_is_the_one_this_qemu_wants(version: str, word: str
     assert "-incoming" not in command.start_arguments(config, 7, incoming=False)
 
 
+@answers(
+    phase="input",
+    failure="a name that a guest can't have",
+    outcome="refused with exit status 2",
+)
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a b", "x" * 49, "ä", ".hidden"])
 def test_names_that_a_guest_can_not_have(name: str) -> None:
     with pytest.raises(PkernfsError):

@@ -11,6 +11,7 @@ import pytest
 from pkernfs.errors import PkernfsError
 from pkernfs.vmm import guests, process
 from pkernfs.vmm.config import Guest, Saved, vms
+from tests.answers import answers
 from tests.unit.vmm.fakes import RAM, FakeHost
 
 
@@ -49,6 +50,11 @@ def test_a_qemu_that_never_greets_is_ended(host: FakeHost, monkeypatch: pytest.M
     assert process.running(Guest("web", host.places)) is None
 
 
+@answers(
+    phase="input",
+    failure="more memory than the store has",
+    outcome="refused before QEMU starts, nothing left behind",
+)
 def test_no_room_is_said_before_qemu_starts(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +67,11 @@ def test_no_room_is_said_before_qemu_starts(
     assert list(vms(host.places.store).iterdir()) == []
 
 
+@answers(
+    phase="input",
+    failure="a size of memory that can't be had",
+    outcome="refused, nothing left behind",
+)
 @pytest.mark.parametrize("size", [0, -2, 4096, (2 << 20) + 1])
 def test_sizes_that_the_store_does_not_hand_out(host: FakeHost, size: int) -> None:
     with pytest.raises(PkernfsError, match="can't have") as error:
