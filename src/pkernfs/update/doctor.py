@@ -23,8 +23,8 @@ from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.monitor import monitor, prepared
 
-_RESUME_UNIT = "pkernfs-resume.service"
-_WATCHDOG_UNIT = "pkernfs-watchdog.service"
+#: What is enabled; it wants the mounts, resume and the watchdog.
+_TARGET = "pkernfs.target"
 _UNIT_HOMES = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 
 
@@ -92,16 +92,15 @@ def _units(machine: Machine) -> Iterator[Finding]:
             id="units.no-systemd",
         )
         return
-    missing = [unit for unit in (_RESUME_UNIT, _WATCHDOG_UNIT) if not _enabled(machine, unit)]
-    if missing:
+    if not _enabled(machine, _TARGET):
         yield note(
             topic,
-            f"not enabled: {', '.join(missing)}: nobody brings the guests back by itself",
-            f"systemctl enable {' '.join(missing)}",
+            f"{_TARGET} is not enabled: after an update nobody brings the guests back by itself",
+            f"systemctl enable {_TARGET} (packaging/systemd has the units)",
             id="units.disabled",
         )
     else:
-        yield ok(topic, "resume and the watchdog are started by systemd")
+        yield ok(topic, f"{_TARGET} is enabled: systemd brings the guests back after an update")
 
 
 async def _guest(guest: Guest) -> tuple[Finding, PlannedGuest | None]:
