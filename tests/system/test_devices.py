@@ -15,6 +15,7 @@ import pytest
 from pkernfs.lab import devices
 from pkernfs.lab.machine import HostConfig, Machine, poll
 from pkernfs.lab.memory import HIGH_START
+from tests.answers import answers
 
 from . import device_host as on
 
@@ -123,6 +124,11 @@ def test_what_is_guarded(host: Machine) -> None:
     host.sh("truncate -s 1M /mnt/pkernfs/edu && rmmod pkernfs_dma").check()
 
 
+@answers(
+    phase="check",
+    failure="no room in the store for a preserved device's tables",
+    outcome="refused, the device works on",
+)
 def test_no_room_no_update(host: Machine) -> None:
     in_use(host)
     boot_id = host.sh("cat /proc/sys/kernel/random/boot_id").stdout
@@ -136,6 +142,11 @@ def test_no_room_no_update(host: Machine) -> None:
     assert host.sh("cat /sys/fs/pkernfs_dma/arm").stdout.strip() == "0"
 
 
+@answers(
+    phase="check",
+    failure="a device that can't be preserved, or that nobody uses",
+    outcome="refused, nothing touched",
+)
 def test_nobody_uses_it(host: Machine) -> None:
     host.run(["pkernfs", "device", "preserve", on.EDU]).check()
     assert "nobody uses it through VFIO" in refusal(host, "pkernfs update")

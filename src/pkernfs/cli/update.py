@@ -108,7 +108,7 @@ def update(
     machine = Machine()
     places = Places.on(machine, store)
     if recover:
-        _recover(machine, places)
+        _recover(machine, places, as_json)
         return
     if dry_run:
         _show(handover.dry_run(machine, places, request), as_json)
@@ -139,11 +139,18 @@ def _display(as_json: bool, plain: bool) -> Show:
     return show
 
 
-def _recover(machine: Machine, places: Places) -> None:
+def _recover(machine: Machine, places: Places, as_json: bool) -> None:
     from pkernfs.update.recover import recover
 
     done = recover(machine, places)
-    print(done.summary() if done is not None else "no update was left behind: nothing to undo")
+    if as_json:
+        import dataclasses
+        import json
+
+        value = dataclasses.asdict(done) if done is not None else None
+        print(json.dumps({"schema": "pkernfs-recover/1", "undone": value}, indent=1))
+    else:
+        print(done.summary() if done is not None else "no update was left behind: nothing to undo")
     if done is not None and done.failed:
         raise typer.Exit(1)
 
