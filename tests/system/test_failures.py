@@ -1,55 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every failure of an update has an answer: before the kexec, all guests run on."""
+"""Every failure of an update before the kexec has an answer: all guests run on."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from pkernfs.lab import demo
 from pkernfs.lab.machine import Machine
 from tests.answers import answers
-from tests.conftest import HostFactory
 
 from . import tick
+from .refusal import lines, refused
 from .tick import Tick
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
-
-
-def _lines(host: Machine, script: str) -> list[str]:
-    return host.sh(script).check().stdout.splitlines()
-
-
-@pytest.fixture(scope="module")
-def counting(shared_host: Callable[[str], Machine]) -> Iterator[Tick]:
-    """A counting guest on the shared host, for all tests that leave it running."""
-    host = shared_host("6.12")
-    yield tick.start(host, "tick")
-    host.sh("pkernfs vm stop tick --force --delete; rm -rf /mnt/pkernfs/updates").check()
-
-
-@pytest.fixture
-def guest(host: Machine, counting: Tick) -> Tick:
-    """The guest, running, and no trace of an earlier update."""
-    host.sh("rm -rf /mnt/pkernfs/updates").check()
-    counting.counts_on()
-    return counting
-
-
-def _refused(guest: Tick, command: str, says: str) -> None:
-    """An update fails with these words, nothing is left of it, and the guest counts on."""
-    boot_id = _lines(guest.host, "cat /proc/sys/kernel/random/boot_id")
-    result = guest.host.sh(command)
-    assert result.status == 1, result
-    assert says in result.stderr
-    guest.counts_on()
-    assert _lines(guest.host, "cat /proc/sys/kernel/random/boot_id") == boot_id
-    assert _lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
-    left = f"ls {guest.directory}/state {guest.directory}/saved.json 2>/dev/null || :"
-    assert _lines(guest.host, left) == []
 
 
 @answers(
@@ -73,7 +39,7 @@ def _refused(guest: Tick, command: str, says: str) -> None:
 def test_a_kernel_that_can_not_be_loaded_leaves_the_guest_running(
     guest: Tick, command: str, says: str
 ) -> None:
-    _refused(guest, command, says)
+    refused(guest, command, says)
 
 
 @answers(
@@ -85,7 +51,7 @@ def test_a_dead_socket_leaves_the_guest_running(guest: Tick) -> None:
     socket = "/run/pkernfs/tick/qmp.sock"
     guest.host.sh(f"mv {socket} {socket}.away").check()
     try:
-        _refused(guest, "pkernfs update", "can't be talked to")
+        refused(guest, "pkernfs update", "can't be talked to")
     finally:
         guest.host.sh(f"mv {socket}.away {socket}").check()
 
@@ -100,7 +66,7 @@ def test_a_qemu_that_does_not_answer_leaves_the_other_guest_running(guest: Tick)
     other = tick.start(host, "other")
     host.sh("kill -STOP $(cut -d' ' -f1 /run/pkernfs/other/pid)").check()
     try:
-        _refused(guest, "pkernfs update", "guest other: its QEMU can't be talked to")
+        refused(guest, "pkernfs update", "guest other: its QEMU can't be talked to")
     finally:
         host.sh("kill -CONT $(cut -d' ' -f1 /run/pkernfs/other/pid)").check()
     other.counts_on()
@@ -124,7 +90,7 @@ def test_a_jump_that_the_kernel_refuses_lets_the_guest_run_on(guest: Tick) -> No
         "main()\n"
     )
     (guest.host.share / "refused.py").write_text(script)
-    _refused(guest, "python3 /mnt/share/refused.py", "refuses to start the loaded one")
+    refused(guest, "python3 /mnt/share/refused.py", "refuses to start the loaded one")
     report = demo.report_of(guest.host)
     assert report["outcome"] == "rolled back"
     assert "refuses to start" in report["text"]
@@ -164,7 +130,7 @@ def test_a_signal_lets_the_guest_run_on(guest: Tick, number: str) -> None:
     )
     if number == "INT":  # a shell starts background jobs with it ignored
         command = command.replace("pkernfs update &", "setsid env -i PATH=$PATH pkernfs update &")
-    _refused(guest, command, "interrupted")
+    refused(guest, command, "interrupted")
 
 
 def test_a_dry_run_says_what_it_would_do(guest: Tick) -> None:
@@ -174,56 +140,7 @@ def test_a_dry_run_says_what_it_would_do(guest: Tick) -> None:
     assert f"pkernfs_update={plan['update']}" in plan["boot_line"]
     assert [vm["name"] for vm in plan["guests"]] == ["tick"]
     guest.counts_on()
-    assert _lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
-
-
-@answers(
-    phase="resume",
-    failure="a guest's QEMU does not start",
-    outcome="set aside with its files, the others run; resume tries again",
-)
-@answers(
-    phase="resume",
-    failure="a guest's state does not load",
-    outcome="set aside with its files, the others run; exit status 1; resume tries again",
-)
-def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactory) -> None:
-    host = new_host(kernel="6.12")
-    bad, good = tick.start(host, "bad"), tick.start(host, "good")
-    # The directory is in this kernel's memory only.
-    host.sh("mkdir /tmp/lost").check()
-    file = ("-chardev", "file,id=lost,path=/tmp/lost/log,append=on")
-    unlucky = tick.start(host, "unlucky", arguments=file)
-    counts = bad.count(), good.count(), unlucky.count()
-    later = ["--append", "pkernfs_lab_resume=no", "--watchdog", "0"]
-    result = host.run(["pkernfs", "update", *later])
-    assert result.status is None
-    host.wait_reboot()
-    state = f"{bad.directory}/state"
-    host.sh(f"cp {state} /mnt/scratch/kept; dd if=/dev/zero of={state} bs=4k count=1 conv=notrunc")
-    first = host.run(["pkernfs", "resume", "--json"])
-    assert first.status == 1
-    results = {vm["name"]: vm["error"] for vm in json.loads(first.stdout)["vms"]}
-    assert results["good"] == ""
-    # QEMU's own words.
-    assert "state can't be loaded" in results["bad"]
-    assert "ection" in results["bad"] or "migration" in results["bad"]
-    assert counts[1] < good.wait_count(counts[1] + 1) < counts[1] + 2000
-    assert demo.report_of(host)["outcome"] == "partial"
-    listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
-    states = {vm["name"]: vm["state"] for vm in listed}
-    assert states == {"bad": "saved", "good": "running", "unlucky": "saved"}
-    assert "/tmp/lost/log" in results["unlucky"]
-    host.sh(f"mkdir /tmp/lost; cp /mnt/scratch/kept {state}").check()
-    told = host.run(["pkernfs", "resume", "--events"]).check().stdout
-    events = [json.loads(line) for line in told.splitlines()]
-    assert {event["schema"] for event in events} == {"pkernfs-event/1"}
-    order = [(event["event"], event["subject"], event["guest"]) for event in events]
-    assert order.index(("end", "mount", None)) < order.index(("moment", "running", "bad"))
-    assert ("result", "ok", "bad") in order
-    assert counts[0] < bad.wait_count(counts[0] + 1) < counts[0] + 2000
-    assert counts[2] < unlucky.wait_count(counts[2] + 1) < counts[2] + 2000
-    assert demo.report_of(host)["outcome"] == "completed"
+    assert lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
 
 
 # Runs "pkernfs update", which never comes to its jump: it is killed when it has written a
@@ -253,78 +170,6 @@ main()
 """
 
 
-def _kill_at(host: Machine, event: str, subject: str, both: str = "update") -> None:
-    (host.share / "killed.py").write_text(_KILLED_AT)
-    script = f"python3 /mnt/share/killed.py {event} '{subject}' {both}; echo $?"
-    assert host.sh(script).stdout.splitlines()[-1] == "137"
-
-
-def _all_as_before(guest: Tick) -> None:
-    guest.counts_on()
-    host = guest.host
-    assert _lines(host, "cat /sys/kernel/kexec_loaded") == ["0"]
-    assert _lines(host, "ls /run/pkernfs/update.journal 2>/dev/null || :") == []
-    assert _lines(host, f"ls {guest.directory}/s* 2>/dev/null || :") == []
-    # A filesystem that stayed frozen would let this wait without end.
-    host.sh("echo thawed >/mnt/scratch/thawed && sync -f /mnt/scratch", timeout=60).check()
-
-
-@answers(
-    phase="up to the jump",
-    failure="killed by SIGKILL at the end of a phase",
-    outcome="its guard lets all guests run on at once, thaws disks, unloads the kernel",
-)
-@pytest.mark.parametrize(
-    ("event", "subject"),
-    [("end", "check"), ("end", "load"), ("end", "pause"), ("end", "save"), ("begin", "kernel")],
-)
-def test_killed_in_any_phase_the_guest_runs_on_at_once(
-    guest: Tick, event: str, subject: str
-) -> None:
-    """The last one is after the disks were frozen, right before the jump."""
-    _kill_at(guest.host, event, subject)
-    _all_as_before(guest)
-    report = demo.report_of(guest.host) if event == "end" and subject == "save" else None
-    assert report is None or (report["outcome"], report["text"]) == ("rolled back", "it was killed")
-
-
-@answers(
-    phase="up to the jump",
-    failure="killed together with its guard",
-    outcome="paused until pkernfs update --recover brings all back; no other update begins",
-)
-def test_killed_together_with_its_guard_it_is_undone_by_recover(guest: Tick) -> None:
-    host = guest.host
-    _kill_at(host, "begin", "kernel", "both")
-    count = guest.count()
-    listed = host.run(["pkernfs", "vm", "list"]).check().stdout
-    assert "postmigrate" in listed
-    assert guest.count() == count
-    assert _lines(host, "cat /sys/kernel/kexec_loaded") == ["1"]
-    refused = host.run(["pkernfs", "update"])
-    assert refused.status == 1
-    assert "was killed and is not undone (guests tick)" in refused.stderr
-    assert "as before: tick" in host.run(["pkernfs", "update", "--recover"]).check().stdout
-    _all_as_before(guest)
-    assert "nothing to undo" in host.run(["pkernfs", "update", "--recover"]).check().stdout
-
-
-@answers(
-    phase="up to the jump",
-    failure="killed by SIGKILL at any moment",
-    outcome="its guard brings everything back",
-)
-def test_killed_at_random_moments_the_guest_runs_on(guest: Tick) -> None:
-    host = guest.host
-    (host.share / "killed.py").write_text(_KILLED_AT)
-    for seconds in (1.0, 2.5, 4.0, 7.0):
-        host.sh(
-            f"python3 /mnt/share/killed.py no such update & sleep {seconds}; kill -KILL $!; "
-            "wait $!; flock -w 60 /run/pkernfs/update.lock true"
-        ).check()
-        _all_as_before(guest)
-
-
 @answers(
     phase="check",
     failure="no room in the store for the states",
@@ -338,7 +183,7 @@ def test_a_full_store_stops_the_update(guest: Tick) -> None:
     )
     guest.host.run(["python3", "-c", filler]).check()
     try:
-        _refused(guest, "pkernfs update", "free, the state of its guests may take")
+        refused(guest, "pkernfs update", "free, the state of its guests may take")
         found = {f["id"] for f in _doctor(guest.host) if f["status"] == "blocker"}
         assert found == {"space"}
     finally:
@@ -393,7 +238,7 @@ Timeline.mark = fill
 """,
     )
     try:
-        _refused(guest, command, "its state can't be saved")
+        refused(guest, command, "its state can't be saved")
     finally:
         host.sh("rm -f /mnt/pkernfs/filler").check()
     assert demo.report_of(host)["outcome"] == "rolled back"
@@ -421,7 +266,7 @@ def hold(self, event, about, *args, **kwargs):
 Timeline.mark = hold
 """,
     )
-    _refused(guest, command, "within 1 s")
+    refused(guest, command, "within 1 s")
 
 
 @answers(
@@ -438,7 +283,7 @@ def test_a_kernel_that_the_running_one_does_not_take_leaves_the_guest_running(
         "dd of=/tmp/fixed bs=1 seek=564 conv=notrunc status=none && "
         "pkernfs update --kernel /tmp/fixed --initrd $(ls /boot/pkernfs-lab-initrd-7*)"
     )
-    _refused(guest, script, "refuses to load /tmp/fixed")
+    refused(guest, script, "refuses to load /tmp/fixed")
 
 
 @answers(
@@ -448,10 +293,10 @@ def test_a_kernel_that_the_running_one_does_not_take_leaves_the_guest_running(
 )
 def test_a_missing_module_stops_the_update_unless_overridden(guest: Tick) -> None:
     host = guest.host
-    module = _lines(host, "ls /lib/modules/7*/updates/pkernfs.ko")[0]
+    module = lines(host, "ls /lib/modules/7*/updates/pkernfs.ko")[0]
     host.sh(f"mv {module} /tmp/").check()
     try:
-        _refused(guest, "pkernfs update", "pkernfs is not installed for the next kernel 7.3")
+        refused(guest, "pkernfs update", "pkernfs is not installed for the next kernel 7.3")
         host.sh("pkernfs update --dry-run --override module.next-missing").check()
         other = host.sh("pkernfs update --dry-run --override kexec.disabled")
         assert other.status == 2
@@ -466,8 +311,8 @@ def test_a_missing_module_stops_the_update_unless_overridden(guest: Tick) -> Non
     outcome="refused, nothing touched",
 )
 def test_words_that_give_the_range_away_are_refused(guest: Tick) -> None:
-    _refused(guest, "pkernfs update --append memmap=1G@4G", "for other memory")
-    _refused(guest, "pkernfs update --append pkernfs.region=512M!4G", "other regions")
+    refused(guest, "pkernfs update --append memmap=1G@4G", "for other memory")
+    refused(guest, "pkernfs update --append pkernfs.region=512M!4G", "other regions")
 
 
 @answers(
@@ -497,7 +342,7 @@ Timeline.mark = wait
     assert status == "1"
     assert f"another update is going on: process {pid}" in result.stderr
     guest.counts_on()
-    assert _lines(host, "cat /sys/kernel/kexec_loaded") == ["0"]
+    assert lines(host, "cat /sys/kernel/kexec_loaded") == ["0"]
 
 
 @answers(
@@ -513,69 +358,5 @@ def test_a_half_written_guest_is_in_nobodys_way(guest: Tick) -> None:
     assert "can't read" in listed[0]["error"]
     host.run(["pkernfs", "update", "--dry-run"]).check()
     host.run(["pkernfs", "vm", "stop", "half", "--force", "--delete"]).check()
-    assert _lines(host, "ls /mnt/pkernfs/vms") == ["tick"]
+    assert lines(host, "ls /mnt/pkernfs/vms") == ["tick"]
     assert [f for f in _doctor(host) if f["status"] == "blocker"] == []
-
-
-@answers(
-    phase="load",
-    failure="the running kernel asks for signatures, and the next one has none",
-    outcome="doctor says so of its module; the load is refused; all guests run on",
-)
-@answers(
-    phase="next kernel",
-    failure="it has no module or does not mount the store",
-    outcome="the watchdog goes back to the kernel before, which resumes",
-)
-@answers(
-    phase="next kernel",
-    failure="it has no module or does not mount the store, and there is no watchdog",
-    outcome="the store is untouched; the next kernel that has both resumes",
-)
-def test_a_next_kernel_without_the_store_goes_back_and_the_right_one_resumes(
-    new_host: HostFactory,
-) -> None:
-    """First the watchdog goes back, then somebody loads the next kernel as it should be."""
-    host = new_host(kernel="6.12")
-    guest = tick.start(host, "tick")
-    count = guest.count()
-    lost = "pkernfs_lab_store=no pkernfs_lab_resume=no"
-    update = ["pkernfs", "update", "--append", lost]
-    assert host.run([*update, "--watchdog", "40"]).status is None
-    host.wait_reboot()
-    assert _lines(host, "uname -r")[0].startswith("7.3")
-    assert _lines(host, "grep -c pkernfs /proc/filesystems || :") == ["0"]
-    hello = host.wait_reboot()
-    assert _lines(host, "uname -r")[0].startswith("6.12")
-    assert hello.resume == 0
-    assert count < guest.wait_count(count + 1) < count + 2000
-    report = demo.report_of(host)
-    assert report["outcome"] == "went back"
-    assert "the watchdog left 7.3" in report["text"]
-    assert report["host"]["kernel_after"] == report["host"]["kernel_before"]
-    host.run(["pkernfs", "check"]).check()
-
-    count = guest.count()
-    assert host.run([*update, "--watchdog", "0"]).status is None
-    host.wait_reboot()
-    script = (
-        f"line=$(sed 's/{lost}//' /proc/cmdline); kexec -s -l /boot/vmlinuz-$(uname -r)"
-        ' --initrd /boot/pkernfs-lab-initrd-$(uname -r) --command-line "$line" && kexec -e'
-    )
-    assert host.sh(script).status is None
-    hello = host.wait_reboot()
-    assert hello.resume == 0
-    assert _lines(host, "uname -r")[0].startswith("7.3")
-    assert count < guest.wait_count(count + 1) < count + 2000
-    assert demo.report_of(host)["outcome"] == "completed"
-    guest.counts_on()
-
-    _under_lockdown(host, guest)
-
-
-def _under_lockdown(host: Machine, guest: Tick) -> None:
-    """Neither the lab's modules nor its kernels are signed. Lockdown can't be taken back."""
-    host.sh("echo integrity >/sys/kernel/security/lockdown").check()
-    _refused(guest, "pkernfs update", "is not signed, and this machine loads signed modules only")
-    _refused(guest, "pkernfs update --override module.next-unsigned", "refuses to load")
-    host.allow("Lockdown: .* see man kernel_lockdown")

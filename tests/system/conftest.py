@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guest that counts, for tests of what an update leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pkernfs.lab.machine import Machine
+
+from . import tick
+from .tick import Tick
+
+
+@pytest.fixture(scope="module")
+def counting(shared_host: Callable[[str], Machine]) -> Iterator[Tick]:
+    """A counting guest on the shared host, for all tests that leave it running."""
+    host = shared_host("6.12")
+    yield tick.start(host, "tick")
+    host.sh("pkernfs vm stop tick --force --delete; rm -rf /mnt/pkernfs/updates").check()
+
+
+@pytest.fixture
+def guest(host: Machine, counting: Tick) -> Tick:
+    """The guest, running, and no trace of an earlier update."""
+    host.sh("rm -rf /mnt/pkernfs/updates").check()
+    counting.counts_on()
+    return counting

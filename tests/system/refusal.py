@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An update that fails, and what must be so afterwards."""
+
+from __future__ import annotations
+
+from pkernfs.lab.machine import Machine
+
+from .tick import Tick
+
+
+def lines(host: Machine, script: str) -> list[str]:
+    """What a shell script prints in the host."""
+    return host.sh(script).check().stdout.splitlines()
+
+
+def refused(guest: Tick, command: str, says: str) -> None:
+    """An update fails with these words, nothing is left of it, and the guest counts on."""
+    boot_id = lines(guest.host, "cat /proc/sys/kernel/random/boot_id")
+    result = guest.host.sh(command)
+    assert result.status == 1, result
+    assert says in result.stderr
+    guest.counts_on()
+    assert lines(guest.host, "cat /proc/sys/kernel/random/boot_id") == boot_id
+    assert lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
+    left = f"ls {guest.directory}/state {guest.directory}/saved.json 2>/dev/null || :"
+    assert lines(guest.host, left) == []

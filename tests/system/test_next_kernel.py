@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What fails in the next kernel: guests are set aside, or another kernel resumes them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pkernfs.lab import demo
+from pkernfs.lab.machine import Machine
+from tests.answers import answers
+from tests.conftest import HostFactory
+
+from . import tick
+from .refusal import lines, refused
+from .tick import Tick
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+
+
+@answers(
+    phase="resume",
+    failure="a guest's QEMU does not start",
+    outcome="set aside with its files, the others run; resume tries again",
+)
+@answers(
+    phase="resume",
+    failure="a guest's state does not load",
+    outcome="set aside with its files, the others run; exit status 1; resume tries again",
+)
+def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactory) -> None:
+    host = new_host(kernel="6.12")
+    bad, good = tick.start(host, "bad"), tick.start(host, "good")
+    # The directory is in this kernel's memory only.
+    host.sh("mkdir /tmp/lost").check()
+    file = ("-chardev", "file,id=lost,path=/tmp/lost/log,append=on")
+    unlucky = tick.start(host, "unlucky", arguments=file)
+    counts = bad.count(), good.count(), unlucky.count()
+    later = ["--append", "pkernfs_lab_resume=no", "--watchdog", "0"]
+    result = host.run(["pkernfs", "update", *later])
+    assert result.status is None
+    host.wait_reboot()
+    state = f"{bad.directory}/state"
+    host.sh(f"cp {state} /mnt/scratch/kept; dd if=/dev/zero of={state} bs=4k count=1 conv=notrunc")
+    first = host.run(["pkernfs", "resume", "--json"])
+    assert first.status == 1
+    results = {vm["name"]: vm["error"] for vm in json.loads(first.stdout)["vms"]}
+    assert results["good"] == ""
+    # QEMU's own words.
+    assert "state can't be loaded" in results["bad"]
+    assert "ection" in results["bad"] or "migration" in results["bad"]
+    assert counts[1] < good.wait_count(counts[1] + 1) < counts[1] + 2000
+    assert demo.report_of(host)["outcome"] == "partial"
+    listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
+    states = {vm["name"]: vm["state"] for vm in listed}
+    assert states == {"bad": "saved", "good": "running", "unlucky": "saved"}
+    assert "/tmp/lost/log" in results["unlucky"]
+    host.sh(f"mkdir /tmp/lost; cp /mnt/scratch/kept {state}").check()
+    told = host.run(["pkernfs", "resume", "--events"]).check().stdout
+    events = [json.loads(line) for line in told.splitlines()]
+    assert {event["schema"] for event in events} == {"pkernfs-event/1"}
+    order = [(event["event"], event["subject"], event["guest"]) for event in events]
+    assert order.index(("end", "mount", None)) < order.index(("moment", "running", "bad"))
+    assert ("result", "ok", "bad") in order
+    assert counts[0] < bad.wait_count(counts[0] + 1) < counts[0] + 2000
+    assert counts[2] < unlucky.wait_count(counts[2] + 1) < counts[2] + 2000
+    assert demo.report_of(host)["outcome"] == "completed"
+
+
+@answers(
+    phase="load",
+    failure="the running kernel asks for signatures, and the next one has none",
+    outcome="doctor says so of its module; the load is refused; all guests run on",
+)
+@answers(
+    phase="next kernel",
+    failure="it has no module or does not mount the store",
+    outcome="the watchdog goes back to the kernel before, which resumes",
+)
+@answers(
+    phase="next kernel",
+    failure="it has no module or does not mount the store, and there is no watchdog",
+    outcome="the store is untouched; the next kernel that has both resumes",
+)
+def test_a_next_kernel_without_the_store_goes_back_and_the_right_one_resumes(
+    new_host: HostFactory,
+) -> None:
+    """First the watchdog goes back, then somebody loads the next kernel as it should be."""
+    host = new_host(kernel="6.12")
+    guest = tick.start(host, "tick")
+    count = guest.count()
+    lost = "pkernfs_lab_store=no pkernfs_lab_resume=no"
+    update = ["pkernfs", "update", "--append", lost]
+    assert host.run([*update, "--watchdog", "40"]).status is None
+    host.wait_reboot()
+    assert lines(host, "uname -r")[0].startswith("7.3")
+    assert lines(host, "grep -c pkernfs /proc/filesystems || :") == ["0"]
+    hello = host.wait_reboot()
+    assert lines(host, "uname -r")[0].startswith("6.12")
+    assert hello.resume == 0
+    assert count < guest.wait_count(count + 1) < count + 2000
+    report = demo.report_of(host)
+    assert report["outcome"] == "went back"
+    assert "the watchdog left 7.3" in report["text"]
+    assert report["host"]["kernel_after"] == report["host"]["kernel_before"]
+    host.run(["pkernfs", "check"]).check()
+
+    count = guest.count()
+    assert host.run([*update, "--watchdog", "0"]).status is None
+    host.wait_reboot()
+    script = (
+        f"line=$(sed 's/{lost}//' /proc/cmdline); kexec -s -l /boot/vmlinuz-$(uname -r)"
+        ' --initrd /boot/pkernfs-lab-initrd-$(uname -r) --command-line "$line" && kexec -e'
+    )
+    assert host.sh(script).status is None
+    hello = host.wait_reboot()
+    assert hello.resume == 0
+    assert lines(host, "uname -r")[0].startswith("7.3")
+    assert count < guest.wait_count(count + 1) < count + 2000
+    assert demo.report_of(host)["outcome"] == "completed"
+    guest.counts_on()
+
+    _under_lockdown(host, guest)
+
+
+def _under_lockdown(host: Machine, guest: Tick) -> None:
+    """Neither the lab's modules nor its kernels are signed. Lockdown can't be taken back."""
+    host.sh("echo integrity >/sys/kernel/security/lockdown").check()
+    refused(guest, "pkernfs update", "is not signed, and this machine loads signed modules only")
+    refused(guest, "pkernfs update --override module.next-unsigned", "refuses to load")
+    host.allow("Lockdown: .* see man kernel_lockdown")
