@@ -7,6 +7,8 @@
 # make lint       ruff and mypy
 # make man        manual pages, in build/man
 # make install-docs  manual pages and shell completion, below $(DESTDIR)$(PREFIX)
+# make bench      side by side with what people use today: an hour on 2 cores, and the first
+#                 time a kernel is built for it; BENCH=quick make bench takes some minutes
 #
 # On a fresh Debian 12 as root, with python3, gcc and make: the first run installs what
 # is missing and keeps what it builds in .venv and ~/.cache/pkernfs.
@@ -25,7 +27,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # summary names it; an assertion that fails counts at once.
 SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
-.PHONY: demo test test-unit test-system native lint man install-docs clean
+.PHONY: demo test test-unit test-system native lint man install-docs bench clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
@@ -48,7 +50,11 @@ native:
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy src tests
+	$(VENV)/bin/mypy
+
+# A full run writes docs/benchmarks.md, a quick one only build/bench/benchmarks.md.
+bench: $(READY)
+	$(VENV)/bin/python -m bench $(if $(filter quick,$(BENCH)),--quick,--docs)
 
 # Both come from the parser of the command line itself.
 man: $(READY)

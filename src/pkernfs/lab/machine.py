@@ -189,6 +189,12 @@ class Machine:
         return self.link.hellos[-1]
 
     @property
+    def pid(self) -> int:
+        """Process id of the QEMU that emulates the host."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def range_file(self) -> RangeFile:
         """The (first) region, readable from outside at any moment."""
         return RangeFile(self.ram_file, self.config.layout.offset, self.config.layout.region)

@@ -24,6 +24,9 @@ _CPU = "qemu64,+svm,+npt,+pdpe1gb,+rdrand"
 #: Physical addresses of that model have 40 bits; a host with a TiB of RAM needs more.
 _ADDRESS_LIMIT = 1 << 40
 _MORE_BITS = ",phys-bits=46"
+#: And the emulated IOMMU reads its own tables and queues with 39 bits, unless told so.
+_IOMMU_LIMIT = 1 << 39
+_MORE_IOMMU_BITS = ",aw-bits=48"
 
 
 def ram_file(first: Path, node: int) -> Path:
@@ -65,7 +68,7 @@ class Plan:
             *("-m", f"{config.layout.ram >> 20}M"),
             *self._ram(),
             # Before any device that it translates for.
-            *("-device", "intel-iommu,intremap=on"),
+            *("-device", self._iommu()),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
             *("-append", self.boot_line()),
             *self._serial_lines(),
@@ -95,9 +98,15 @@ class Plan:
         return f"{self.config.cpus}" + (",cores=1" if self.config.layout.nodes else "")
 
     def _cpu(self) -> str:
-        # Some addresses below 4 GiB are no RAM, so the RAM ends that much higher.
-        end = self.config.layout.ram + (4 << 30)
-        return _CPU + (_MORE_BITS if end > _ADDRESS_LIMIT else "")
+        return _CPU + (_MORE_BITS if self._ram_end() > _ADDRESS_LIMIT else "")
+
+    def _iommu(self) -> str:
+        more = _MORE_IOMMU_BITS if self._ram_end() > _IOMMU_LIMIT else ""
+        return f"intel-iommu,intremap=on{more}"
+
+    def _ram_end(self) -> int:
+        """No address of RAM is higher: some below 4 GiB are none."""
+        return self.config.layout.ram + (4 << 30)
 
     def _ram(self) -> list[str]:
         """One object for all of it, or one for each NUMA node."""

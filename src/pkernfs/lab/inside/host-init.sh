@@ -67,7 +67,7 @@ if [ -n "$update" ] && [ "$resume" = yes ]; then
 	echo $? >$state/resume.status
 fi
 # What others run where pkernfs resumes its guests (bench/peers).
-[ -n "$early" ] && try "running $early" "$early"
+[ -x "$early" ] && try "running $early" "$early"
 
 if [ "$1" != service ]; then
 	ip link set lo up

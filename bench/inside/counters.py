@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""In a lab host: the kernel's counters of memory, as JSON, bytes. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+_PAGE = 4096
+
+
+def main() -> None:
+    """``struct_pages``, ``total`` (what the page allocator was given), ``slab``, ``free``."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    info = {name.rstrip(":"): int(value) << 10 for name, value, *_ in lines}
+    vmstat = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    maps = int(vmstat["nr_memmap_pages"]) + int(vmstat["nr_memmap_boot_pages"])
+    zones = Path("/proc/zoneinfo").read_text().split()
+    present = sum(int(zones[i + 1]) for i, word in enumerate(zones) if word == "present")
+    print(
+        json.dumps(
+            {
+                "struct_pages": maps * _PAGE,
+                "present": present * _PAGE,
+                "slab": info["Slab"],
+                "free": info["MemFree"],
+                "tables": info["PageTables"],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guest memory itself: populate, first touch, and what the kernel needs beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from bench import spans
+from bench.peers import fsdax, pkernfs
+from bench.results import Values
+from bench.stage import HOME, Stage
+from pkernfs.lab.memory import GIB, MIB
+
+#: Words of the boot line that the kinds below need.
+WORDS = ("hugepagesz=1G", "hugepages=1", "hugepagesz=2M", "hugepages=0")
+SIZE = GIB
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of memory for a guest.
+
+    :ivar setup: shell line ahead of it.
+    :ivar path: the file.
+    :ivar align: alignment of the mapping, bytes.
+    :ivar shift: how far it is off it.
+    :ivar cleanup: shell line behind it.
+    """
+
+    name: str
+    path: str
+    setup: str
+    cleanup: str
+    align: int = GIB
+    shift: int = 0
+
+
+def _mounted(kind: str, options: str, before: str = "", after: str = "") -> tuple[str, str]:
+    place = "/run/bench-mem"
+    setup = f"{before}mkdir -p {place} && mount -t {kind} -o {options} bench {place}"
+    return setup, f"rm -f {place}/ram; umount {place}{after}"
+
+
+_POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+_RAM = "/run/bench-mem/ram"
+
+KINDS = (
+    Kind("pkernfs, 1 GiB", f"{pkernfs.STORE}/ram", pkernfs.MOUNT, f"rm {pkernfs.STORE}/ram"),
+    Kind(
+        "pkernfs, 2 MiB",
+        f"{pkernfs.STORE}/ram",
+        pkernfs.MOUNT,
+        f"rm {pkernfs.STORE}/ram",
+        shift=2 * MIB,
+    ),
+    Kind("hugetlbfs, 1 GiB", _RAM, *_mounted("hugetlbfs", "pagesize=1G")),
+    Kind(
+        "hugetlbfs, 2 MiB",
+        _RAM,
+        *_mounted("hugetlbfs", "pagesize=2M", f"echo 512 >{_POOL} && ", f"; echo 0 >{_POOL}"),
+    ),
+    Kind("fsdax", f"{fsdax.MOUNT}/ram", fsdax.READY, f"rm {fsdax.MOUNT}/ram"),
+    Kind("tmpfs, huge=always", _RAM, *_mounted("tmpfs", "size=2G,huge=always")),
+    Kind("tmpfs", _RAM, *_mounted("tmpfs", "size=2G")),
+)
+
+
+def _counters(stage: Stage) -> dict[str, int]:
+    printed = stage.host.run(["python3", "-S", f"{HOME}/counters.py"]).check().stdout
+    found: dict[str, int] = json.loads(printed)
+    return found
+
+
+def memory(stage: Stage, kind: Kind) -> Values:
+    """Allocate a GiB, map it, touch each page of it; and what the kernel keeps beside it.
+
+    ``faults``, and in bytes for a GiB, by the kernel's own counters: ``tables`` (page tables
+    of one mapping), ``struct_pages`` (for memory of the page allocator its share of them all,
+    for memory that brings its own what came with it), ``slab`` (what else the file takes).
+    """
+    start = _counters(stage)
+    stage.sh(kind.name, kind.setup)
+    try:
+        ready = _counters(stage)
+        words = (kind.path, str(SIZE), str(kind.align), str(kind.shift))
+        values, printed = spans.script(stage, kind.name, "populate.py", *words)
+        slab = max(0, _counters(stage)["slab"] - ready["slab"])
+        values |= {"slab": float(slab), **json.loads(printed)}
+    finally:
+        stage.host.sh(kind.cleanup)
+    return {**values, "struct_pages": _struct_pages(stage, kind, start)}
+
+
+def _struct_pages(stage: Stage, kind: Kind, start: dict[str, int]) -> float:
+    """Bytes of struct pages for a GiB of this kind."""
+    if kind.name.startswith("pkernfs"):
+        # None come with it: the counter before and after the store was mounted.
+        stage.host.sh(f"umount {pkernfs.STORE}; rmmod pkernfs; modprobe pkernfs").check()
+        before = _counters(stage)["struct_pages"]
+        stage.host.sh(f"mount -t pkernfs none {pkernfs.STORE}").check()
+        return float(_counters(stage)["struct_pages"] - before)
+    if kind.name == "fsdax":
+        stage.host.sh(f"umount {fsdax.MOUNT}; modprobe -r nd_pmem").check()
+        before = _counters(stage)["struct_pages"]
+        stage.host.sh(f"{fsdax.LOAD}; {fsdax.MOUNT_COMMAND}").check()
+        return (_counters(stage)["struct_pages"] - before) * GIB / stage.room.pmem
+    return start["struct_pages"] * GIB / start["present"]

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is run: hosts, and the cells that take turns in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bench.measures import device, guests, memory, store
+from bench.measures.blackout import blackout, floor
+from bench.peers.bare import Bare
+from bench.peers.base import Peer
+from bench.peers.fsdax import Fsdax
+from bench.peers.luo import WORDS, BareLuo, Luo, luo_stack
+from bench.peers.pkernfs import Pkernfs
+from bench.peers.save_to_file import SaveToFile
+from bench.results import Values
+from bench.stage import GuestSize, Room, Stage
+from pkernfs.host.ranges import parse_size
+from pkernfs.lab.memory import GIB, MIB
+
+#: Who is in the comparison of updates, in the order of the page.
+PEERS: tuple[type[Peer], ...] = (Bare, Pkernfs, Fsdax, SaveToFile, BareLuo, Luo)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing that is run once in each round.
+
+    :ivar seconds: about how long it takes on two idle cores.
+    :ivar run: does it in a host.
+    """
+
+    measure: str
+    peer: str
+    case: str
+    seconds: float
+    run: Callable[[Stage], Values]
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.measure, self.peer, self.case)))
+
+
+@dataclass(frozen=True)
+class Act:
+    """A host and its cells.
+
+    :ivar stage: makes the host.
+    :ivar in_order: cells keep their order in every round: one builds on another.
+    """
+
+    name: str
+    stage: Callable[[], Stage]
+    cells: tuple[Cell, ...]
+    in_order: bool = False
+
+    def order(self, number: int) -> tuple[Cell, ...]:
+        """The cells of a round, which begins with another one each time."""
+        if self.in_order:
+            return self.cells
+        turn = number % len(self.cells)
+        return self.cells[turn:] + self.cells[:turn]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything.
+
+    :ivar ram: sizes of guests by name of the peer.
+    :ivar left_out: (measure, peer, case, reason) of what is not run.
+    """
+
+    rounds: int
+    ram: dict[str, tuple[str, ...]]
+    region: int
+    pmem: int
+    luo: bool
+    guests: tuple[int, ...]
+    files: tuple[int, ...]
+    store: int
+    operations: int
+    devices: bool
+    left_out: tuple[tuple[str, str, str, str], ...] = field(default=())
+
+
+_MACHINE = "needs more memory than the machine that emulates the host has"
+_TIME = "left out to keep the run short"
+
+FULL = Sizes(
+    rounds=5,
+    ram={
+        "pkernfs": ("256M", "16G", "1T"),
+        "fsdax": ("256M", "16G"),
+        "save to file": ("256M", "1G"),
+        "LUO memfd": ("256M", "1G"),
+    },
+    region=1100 * GIB,
+    pmem=20 * GIB,
+    luo=True,
+    guests=(1, 4, 8),
+    files=(1, 1000, 100_000),
+    store=1024 * GIB,
+    operations=1000,
+    devices=True,
+    left_out=(
+        ("blackout", "save to file", "4G and more", f"all of it is copied twice, which {_MACHINE}"),
+        ("blackout", "LUO memfd", "4G and more", f"all of it is filled when preserved: {_MACHINE}"),
+        (
+            "blackout",
+            "fsdax",
+            "256G and 1T",
+            f"its struct pages alone take 16 MiB a GiB: {_MACHINE}",
+        ),
+        ("blackout", "pkernfs", "4G and 256G", f"{_TIME}: smaller and larger ones are there"),
+        (
+            "guests",
+            "pkernfs",
+            "16 and as many as fit",
+            f"{_TIME}: each takes seconds to start here",
+        ),
+        (
+            "device",
+            "fsdax, save to file, LUO memfd",
+            "",
+            "none keeps a device: QEMU refuses cpr-reboot with VFIO unless the guest is suspended, "
+            "the card is reset, and LUO has no devices in 7.3. What is left is kexec alone",
+        ),
+    ),
+)
+
+QUICK = Sizes(
+    rounds=1,
+    ram={"pkernfs": ("256M",), "fsdax": ("256M",), "save to file": ("256M",)},
+    region=2 * GIB,
+    pmem=2 * GIB,
+    luo=False,
+    guests=(),
+    files=(1, 1000),
+    store=64 * GIB,
+    operations=200,
+    devices=False,
+    left_out=(("all", "all", "", "a quick run: one round, small guests, without LUO"),),
+)
+
+
+def acts(sizes: Sizes) -> list[Act]:
+    """Everything, the longest first."""
+    found = [_updates(sizes)]
+    if sizes.luo:
+        found.append(_luo(sizes))
+    if sizes.guests:
+        found.append(_guests(sizes))
+    if sizes.devices:
+        found.append(_devices())
+    return [*found, _stores(sizes), _memory(sizes)]
+
+
+def _blackout(peer: Peer, ram: str) -> Cell:
+    size = GuestSize.of(parse_size(ram))
+    return Cell("blackout", peer.name, ram, 22, lambda stage: blackout(stage, peer, size))
+
+
+def _floor(peer: Bare) -> Cell:
+    return Cell("blackout", peer.name, "", 10, lambda stage: floor(stage, peer))
+
+
+def _updates(sizes: Sizes) -> Act:
+    peers: tuple[Peer, ...] = (Pkernfs(), Fsdax(), SaveToFile())
+    cells = [_floor(Bare())]
+    cells += [_blackout(peer, ram) for peer in peers for ram in sizes.ram.get(peer.name, ())]
+    room = Room(region=sizes.region, pmem=sizes.pmem, ordinary=3 * GIB, used=5 * GIB)
+    return Act("update", lambda: Stage("update", room), tuple(cells))
+
+
+def _luo(sizes: Sizes) -> Act:
+    cells = [_floor(BareLuo())]
+    cells += [_blackout(Luo(), ram) for ram in sizes.ram.get(Luo.name, ())]
+    room = Room(region=16 * MIB, ordinary=3 * GIB, words=WORDS)
+    return Act("luo", lambda: Stage("luo", room, on=luo_stack), tuple(cells))
+
+
+def _memory(sizes: Sizes) -> Act:
+    def cell(kind: memory.Kind) -> Cell:
+        return Cell("memory", kind.name, "", 5, lambda stage: memory.memory(stage, kind))
+
+    room = Room(region=2 * GIB, pmem=2 * GIB, ordinary=4 * GIB, used=7 * GIB, words=memory.WORDS)
+    return Act("memory", lambda: Stage("memory", room), tuple(cell(k) for k in memory.KINDS))
+
+
+def _stores(sizes: Sizes) -> Act:
+    def mount(count: int) -> Cell:
+        return Cell(
+            "store", "pkernfs", str(count), 4, lambda stage: store.mount_and_check(stage, count)
+        )
+
+    def metadata(place: memory.Kind) -> Cell:
+        return Cell(
+            "metadata",
+            place.name,
+            "",
+            4,
+            lambda stage: store.metadata(stage, place, sizes.operations),
+        )
+
+    def sequential(place: memory.Kind) -> Cell:
+        return Cell("sequential", place.name, "", 3, lambda stage: store.sequential(stage, place))
+
+    cells = [metadata(place) for place in store.PLACES]
+    cells += [sequential(place) for place in store.PLACES]
+    room = Room(region=sizes.store, pmem=2 * GIB, ordinary=2 * GIB, used=4 * GIB)
+    files = tuple(mount(count) for count in sizes.files)
+    return Act("store", lambda: Stage("store", room), (*cells, *files))
+
+
+def _guests(sizes: Sizes) -> Act:
+    def cell(count: int) -> Cell:
+        seconds = 15.0 + 6 * count
+        return Cell(
+            "guests", "pkernfs", str(count), seconds, lambda stage: guests.many_guests(stage, count)
+        )
+
+    room = Room(region=2 * GIB, ordinary=2 * GIB, used=3 * GIB)
+    return Act("guests", lambda: Stage("guests", room), tuple(cell(n) for n in sizes.guests))
+
+
+def _devices() -> Act:
+    cells = (
+        Cell("device", "pkernfs", "", 35, device.preserved),
+        Cell("device", "kexec alone", "", 30, device.stock),
+    )
+    # Each brings a host of its own.
+    return Act("device", lambda: Stage("device", Room()), cells)
