@@ -25,7 +25,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", default=[], metavar="WORD", help="only hosts of this name"
     )
+    parser.add_argument("--go-on", action="store_true", help="with a run that was interrupted")
     parser.add_argument("--page", type=Path, metavar="JSON", help="only write the page from it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="instead of build/bench")
     parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md, too")
     return parser.parse_args()
 
@@ -39,6 +41,8 @@ def _run(arguments: argparse.Namespace, output: Path) -> Results:
         acts = [act for act in acts if act.name in arguments.only]
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     results = Results(when, "quick" if arguments.quick else "full", sizes.rounds)
+    if arguments.go_on and output.exists():
+        results = dataclasses.replace(Results.read(output), rounds=sizes.rounds, not_run=[])
     results.versions |= machine_versions()
     for entry in sizes.left_out:
         results.leave_out(*entry)
@@ -52,7 +56,7 @@ def main() -> int:
     if arguments.page:
         page.write(Results.read(arguments.page), source_tree() / "docs")
         return 0
-    home = build_root() / "bench"
+    home = arguments.output or build_root() / "bench"
     try:
         results = _run(arguments, home / "results.json")
         page.write(results, home)

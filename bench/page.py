@@ -268,7 +268,7 @@ class Page:
                     _cell(get("work: allocate")),
                     _cell(get("work: touch")),
                     _cell(get("faults")),
-                    *(_figure(value / 1024) for value in whole),
+                    *("failed" if v is None else _figure(v / 1024) for v in beside),
                     f"{sum(whole) / GIB:.4%}" if len(whole) == len(beside) else "failed",
                 ]
             )

@@ -103,7 +103,7 @@ def lines(
     xs = sorted(names)
     low, high = math.log2(xs[0]), math.log2(xs[-1])
     top = max(y for points in series.values() for _, y in points) * 1.1
-    left, right, up, down = 60.0, _WIDTH - 30.0, 70.0, 330.0
+    left, right, up, down = 60.0, _WIDTH - 40.0, 88.0, 340.0
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = (math.log2(x) - low) / ((high - low) or 1)
@@ -117,7 +117,7 @@ def lines(
         parts.append(_text(left - 8, y + 4, f"{number * mark:g}", "end"))
     for x in xs:
         parts.append(_text(place(x, 0)[0], down + 18, names[x], "middle"))
-    parts.append(_text(12, up - 8, unit))
+    parts.append(_text(12, up - 14, unit))
     for index, points in enumerate(series.values()):
         placed = [place(x, y) for x, y in sorted(points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)

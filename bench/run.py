@@ -8,7 +8,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,32 +39,47 @@ class Runner:
         self._output = output
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._total = sum(len(act.cells) for act in acts) * results.rounds
+        self._before = results.seconds
+        self._total = sum(1 for _ in self._todo())
         self._done = 0
-        self._planned_done = 0.0
+        self._planned = self._planned_done = 0.0
+
+    def _todo(self) -> Iterator[Cell]:
+        """Every run that has no sample yet."""
+        for act in self._acts:
+            yield from (c for c in act.cells for n in self._rounds() if not self._has(c, n))
+
+    def _rounds(self) -> range:
+        return range(1, self._results.rounds + 1)
+
+    def _has(self, cell: Cell, number: int) -> bool:
+        found = self._results.of(cell.measure, cell.peer, cell.case)
+        return any(sample.round == number for sample in found)
 
     def estimate(self, jobs: int) -> float:
         """About how long all of it takes on two idle cores, seconds."""
         work = [
-            _BOOT_S + self._results.rounds * sum(cell.seconds for cell in act.cells)
+            _BOOT_S
+            + sum(c.seconds for c in act.cells for n in self._rounds() if not self._has(c, n))
             for act in self._acts
         ]
-        return max(sum(work) / jobs, max(work))
+        return max(sum(work) / jobs, max(work, default=0.0))
 
     def run(self, jobs: int) -> None:
         """Run everything."""
         planned = self.estimate(jobs)
+        self._planned = sum(cell.seconds for cell in self._todo())
         say(f"{self._total} runs in {len(self._acts)} hosts, about {planned / 60:.0f} min if idle")
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(self._act, self._acts))
-        self._results.seconds = round(time.monotonic() - self._started, 1)
         self._results.write(self._output)
 
     def _act(self, act: Act) -> None:
         with act.stage() as stage:
-            for number in range(1, self._results.rounds + 1):
+            for number in self._rounds():
                 for cell in act.order(number - 1):
-                    self._cell(stage, cell, number)
+                    if not self._has(cell, number):
+                        self._cell(stage, cell, number)
 
     def _cell(self, stage: Stage, cell: Cell, number: int) -> None:
         begin = time.monotonic()
@@ -81,13 +96,13 @@ class Runner:
             for who, commands in stage.commands.items():
                 known = self._results.commands.setdefault(who, [])
                 known += [command for command in commands if command not in known]
+            self._results.seconds = round(self._before + time.monotonic() - self._started, 1)
             self._results.write(self._output)
             self._progress(cell, sample, number, time.monotonic() - begin)
 
     def _progress(self, cell: Cell, sample: Sample, number: int, took: float) -> None:
-        planned = self._results.rounds * sum(c.seconds for act in self._acts for c in act.cells)
         passed = time.monotonic() - self._started
-        left = passed * (planned / self._planned_done - 1)
+        left = passed * (self._planned / self._planned_done - 1)
         found = _brief(sample)
         say(
             f"[{self._done}/{self._total}] round {number} {cell}: {found}"

@@ -27,6 +27,10 @@ _MORE_BITS = ",phys-bits=46"
 #: And the emulated IOMMU reads its own tables and queues with 39 bits, unless told so.
 _IOMMU_LIMIT = 1 << 39
 _MORE_IOMMU_BITS = ",aw-bits=48"
+#: AMD's processors have a hole there (AMD_HT_START in hw/i386/pc.c): from 7.1 on QEMU moves all
+#: RAM above 4 GiB to 1 TiB when it would reach into it. The last machine before does not.
+_HOLE = 0xFD_0000_0000
+_WITHOUT_HOLE = "pc-q35-7.0"
 
 
 def ram_file(first: Path, node: int) -> Path:
@@ -61,7 +65,7 @@ class Plan:
             PROGRAM,
             *("-nodefaults", "-no-user-config", "-no-reboot"),
             *("-display", "none", "-vga", "none", "-nic", "none"),
-            *("-machine", "q35" if config.layout.nodes else "q35,memory-backend=ram"),
+            *("-machine", self._machine() + ("" if config.layout.nodes else ",memory-backend=ram")),
             *("-accel", "tcg,thread=multi"),
             *("-cpu", self._cpu()),
             *("-smp", self._processors()),
@@ -99,6 +103,9 @@ class Plan:
 
     def _cpu(self) -> str:
         return _CPU + (_MORE_BITS if self._ram_end() > _ADDRESS_LIMIT else "")
+
+    def _machine(self) -> str:
+        return _WITHOUT_HOLE if self._ram_end() > _HOLE else "q35"
 
     def _iommu(self) -> str:
         more = _MORE_IOMMU_BITS if self._ram_end() > _IOMMU_LIMIT else ""

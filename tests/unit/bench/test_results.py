@@ -9,6 +9,7 @@ import pytest
 
 from bench.plan import FULL, QUICK, Act, Cell, acts
 from bench.results import Results, Sample, slope, spread
+from bench.run import Runner
 from bench.stage import Room, Stage
 from bench.work import interpolate
 from pkernfs.errors import PkernfsError
@@ -77,3 +78,24 @@ def test_no_cell_is_planned_twice(sizes: object) -> None:
     found = [str(cell) for act in acts(FULL if sizes is FULL else QUICK) for cell in act.cells]
     assert len(found) == len(set(found))
     assert "blackout bare kexec" in found
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def cell(name: str) -> Cell:
+        def run(stage: Stage) -> dict[str, float]:
+            ran.append(name)
+            if name == "broken":
+                raise PkernfsError("it broke")
+            return {"work": 1.0}
+
+        return Cell("blackout", name, "", 1, run)
+
+    act = Act("x", lambda: Stage("x", Room()), (cell("good"), cell("broken")))
+    results = Results("today", "full", 2, samples=[Sample("blackout", "good", "", 1, {"work": 2})])
+    Runner(results, [act], tmp_path / "results.json").run(1)
+    assert sorted(ran) == ["broken", "broken", "good"]
+    assert Results.read(tmp_path / "results.json") == results
+    assert results.hopeless() == [("blackout", "broken", "")]
+    assert {(s.peer, s.round) for s in results.samples if not s.error} == {("good", 1), ("good", 2)}

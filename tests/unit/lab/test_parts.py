@@ -100,6 +100,22 @@ def test_qemu_command_has_what_the_host_relies_on() -> None:
     assert command[-2:] == ["-device", "edu"]
 
 
+@pytest.mark.parametrize(
+    ("gib", "machine", "cpu", "iommu"),
+    [
+        (3, "q35", "", ""),
+        (520, "q35", "", ",aw-bits=48"),
+        (1010, "pc-q35-7.0", "", ",aw-bits=48"),
+        (1100, "pc-q35-7.0", ",phys-bits=46", ",aw-bits=48"),
+    ],
+)
+def test_a_host_reaches_all_of_its_memory(gib: int, machine: str, cpu: str, iommu: str) -> None:
+    words = _plan(HostConfig(layout=Layout(gib * GIB, GIB))).command()
+    assert f"{machine},memory-backend=ram" in words
+    assert words[words.index("-cpu") + 1].endswith(f"+rdrand{cpu}")
+    assert f"intel-iommu,intremap=on{iommu}" in words
+
+
 def test_boot_line_tells_the_host_what_to_leave_out() -> None:
     plain = _plan(HostConfig()).boot_line().split()
     assert "memmap=1G$0x100000000" in plain
