@@ -127,6 +127,8 @@ def _display(as_json: bool, plain: bool) -> Show:
     def show(events: Iterator[Event | None]) -> None:
         from pkernfs.update.display import plain as lines
 
+        if sys.stdout is None:  # closed by who started this program
+            return
         if as_json:
             lines.show_json(events)
         elif plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":

@@ -117,8 +117,9 @@ def shown(show: Show) -> Iterator[Teller]:
     :param show: runs in that process.
     """
     reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by who started this program
+            stream.flush()
     child = os.fork()
     if child == 0:
         os.close(writing)
