@@ -81,8 +81,8 @@ def test_events_of_an_update_that_is_given_up(
         "kernel_before": "6.12.1",
         "kernel_after": "7.3.4",
         "guests": [
-            {"name": "a", "ram_bytes": RAM, "was_running": True},
-            {"name": "b", "ram_bytes": RAM, "was_running": True},
+            {"name": "a", "ram_bytes": RAM, "was_running": True, "priority": 0},
+            {"name": "b", "ram_bytes": RAM, "was_running": True, "priority": 0},
         ],
     }
     for guest in ("a", "b"):

@@ -62,7 +62,12 @@ def parse_line(line: bytes) -> Event:
 
 def _describe(plan: Plan) -> dict[str, Any]:
     guests = [
-        {"name": guest.name, "ram_bytes": guest.ram_bytes, "was_running": guest.was_running}
+        {
+            "name": guest.name,
+            "ram_bytes": guest.ram_bytes,
+            "was_running": guest.was_running,
+            "priority": guest.priority,
+        }
         for guest in plan.guests
     ]
     return {
