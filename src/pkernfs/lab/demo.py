@@ -18,6 +18,8 @@ from pkernfs.lab.machine import HostConfig, Machine
 from pkernfs.lab.paths import build_root
 from pkernfs.lab.progress import say, step
 from pkernfs.lab.witness import BEAT_S, Proof, Witness, longest_silence
+from pkernfs.update.render import html
+from pkernfs.update.render.view import ReportView
 from pkernfs.update.report import REPORT_SCHEMA
 
 _DISK_MIB = 8
@@ -192,10 +194,17 @@ def run(kernel: str, target: str, guests: int, ram: str, output: Path | None = N
         output.write_text(json.dumps(report, indent=1) + "\n")
     print(table)
     print(render(report))
-    print(f"\nreport: {output}")
+    print(f"\nreport: {output}\nas a page: {_page(report, output)}")
     whole = not any(entry["problems"] for entry in report["devices"])
     whole &= not any(entry["dma_landed"] for entry in report["cut_off"])
     return whole and bool(report["vms"]) and all(vm["survived"] for vm in report["vms"])
+
+
+def _page(report: dict[str, Any], output: Path) -> Path:
+    """The report as a page, beside it."""
+    page = output.with_suffix(".html")
+    page.write_text(html.render(ReportView.of(report)), encoding="utf-8")
+    return page
 
 
 def render(report: dict[str, Any]) -> str:
