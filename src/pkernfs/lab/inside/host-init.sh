@@ -59,9 +59,11 @@ if [ "$store" = yes ]; then
 	[ $# -gt 2 ] && [ -z "$update" ] && try "mounting all stores" pkernfs mount --init
 fi
 wait
-# In what the processor has to spare: a guest waits for resume.
-[ -n "$watchdog" ] && [ "$1" != service ] &&
-	chrt --idle 0 pkernfs watchdog >$state/watchdog.log 2>&1 &
+# Not at once, and in what the processor has to spare: a guest waits for resume.
+[ -n "$watchdog" ] && [ "$1" != service ] && {
+	sleep 15
+	chrt --idle 0 pkernfs watchdog >$state/watchdog.log 2>&1
+} &
 if [ -n "$update" ] && [ "$resume" = yes ]; then
 	pkernfs resume >$state/resume.log 2>&1
 	echo $? >$state/resume.status
