@@ -125,8 +125,23 @@ def test_a_next_kernel_without_the_store_goes_back_and_the_right_one_resumes(
 
 
 def _under_lockdown(host: Machine, guest: Tick) -> None:
-    """Neither the lab's modules nor its kernels are signed. Lockdown can't be taken back."""
+    """Debian's kernels are signed, and one loses its signature here; the lab's modules have none.
+
+    Lockdown can't be taken back, so this is the last thing to do with a host.
+    """
     host.sh("echo integrity >/sys/kernel/security/lockdown").check()
-    refused(guest, "pkernfs update", "is not signed, and this machine loads signed modules only")
-    refused(guest, "pkernfs update --override module.next-unsigned", "refuses to load")
     host.allow("Lockdown: .* see man kernel_lockdown")
+    refused(guest, "pkernfs update", "is not signed, and this machine loads signed modules only")
+    # The size of the certificate table, in the fifth data directory of the PE header.
+    host.sh(
+        "cp /boot/vmlinuz-6.12* /tmp/unsigned && dd if=/dev/zero of=/tmp/unsigned bs=1 count=4"
+        " seek=$((0xec)) conv=notrunc status=none"
+    ).check()
+    unsigned = (
+        "pkernfs update --kernel /tmp/unsigned --initrd /boot/pkernfs-lab-initrd-6.12*"
+        " --override module.next-unsigned"
+    )
+    refused(guest, unsigned, "/tmp/unsigned is not signed")
+    # What the kernel itself says to that, and to one with its signature.
+    refused(guest, f"{unsigned} --override kernel.unsigned", "refuses to load /tmp/unsigned")
+    host.sh("kexec -s -l /boot/vmlinuz-6.12* && kexec -u").check()

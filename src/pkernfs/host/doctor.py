@@ -254,12 +254,21 @@ def _signatures(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
     config = machine.read(f"boot/config-{machine.kernel}") or ""
     forced = "CONFIG_KEXEC_SIG_FORCE=y" in config.splitlines()
     lockdown = _lockdown(machine)
-    if forced or lockdown != "none":
-        why = "the kernel's configuration" if forced else f"lockdown ({lockdown})"
-        which = kernel.image if kernel is not None else "the next kernel"
-        yield note("signatures", f"{why} asks for a signed kernel", f"{which} must be signed")
-    else:
+    if not forced and lockdown == "none":
         yield ok("signatures", "unsigned kernels are taken too")
+        return
+    why = "the kernel's configuration" if forced else f"lockdown ({lockdown})"
+    which = kernel.image if kernel is not None else "the next kernel"
+    if kernel is not None and kernel.image.exists() and not kernels.is_signed(kernel.image):
+        yield blocker(
+            "signatures",
+            f"{why} asks for a signed kernel, and {which} is not signed",
+            "install a signed one (Debian: linux-image-amd64, not -unsigned)",
+            "kernel.unsigned",
+            overridable=True,
+        )
+    else:
+        yield note("signatures", f"{why} asks for a signed kernel", f"{which} must be trusted")
 
 
 def _next_kernel(kernel: Kernel | None) -> Iterator[Finding]:

@@ -30,6 +30,7 @@ _HEADER_VERSION_AT = 0x206
 _KERNEL_VERSION_AT = 0x20E
 _XLOADFLAGS_AT = 0x236
 _XLF_KERNEL_64 = 1
+_PE32_PLUS = 0x20B
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,32 @@ def image_release(image: Path) -> str:
     if not offset or not text:
         raise problem
     return text.split(" ", 1)[0]
+
+
+def is_signed(image: Path) -> bool:
+    """Does a bzImage carry a signature? Whether the running kernel trusts it, only that can say.
+
+    It is a PE file; a signature is what its certificate table holds, the fifth data
+    directory (as pefile_parse_binary() in crypto/asymmetric_keys/verify_pefile.c reads it).
+
+    :raises PkernfsError: the file can't be read.
+    """
+    try:
+        with image.open("rb") as file:
+            head = file.read(0x1000)
+    except OSError as error:
+        raise PkernfsError(f"can't read the kernel {image}: {error.strerror}") from error
+    if head[:2] != b"MZ":
+        return False
+    (pe,) = struct.unpack_from("<I", head, 0x3C)
+    optional = pe + 24
+    if head[pe : pe + 4] != b"PE\0\0" or len(head) < optional + 152:
+        return False
+    (magic,) = struct.unpack_from("<H", head, optional)
+    if magic != _PE32_PLUS:
+        return False
+    _, size = struct.unpack_from("<II", head, optional + 112 + 4 * 8)
+    return bool(size)
 
 
 def version_key(release: str) -> list[tuple[int, int, str]]:

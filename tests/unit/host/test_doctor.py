@@ -11,7 +11,7 @@ from pkernfs.host import doctor, kernels
 from pkernfs.host.doctor import Finding, Status
 from pkernfs.vmm import doctor as vmm_doctor
 from tests.answers import answers
-from tests.unit.vmm.fakes import FakeHost
+from tests.unit.vmm.fakes import FakeHost, bzimage
 
 
 def _findings(host: FakeHost) -> list[Finding]:
@@ -81,6 +81,18 @@ def test_what_blocks(
     assert [(finding.topic, says in finding.text) for finding in found] == [(topic, True)]
     assert found[0].hint
     assert found[0].id
+
+
+@pytest.mark.parametrize("path", ["sys/kernel/security/lockdown", "boot/config-6.12.1"])
+def test_an_unsigned_kernel_blocks_where_signatures_are_asked_for(
+    host: FakeHost, path: str
+) -> None:
+    host.put("boot/vmlinuz-7.3.4", bzimage("7.3.4", signed=False))
+    assert _blockers(host) == []
+    host.put("lib/modules/7.3.4/updates/dkms/pkernfs.ko", b"~Module signature appended~\n")
+    host.put(path, "none [integrity]" if "lockdown" in path else "CONFIG_KEXEC_SIG_FORCE=y\n")
+    (found,) = _blockers(host)
+    assert (found.id, found.overridable) == ("kernel.unsigned", True)
 
 
 def test_a_missing_module_says_what_to_install(host: FakeHost) -> None:

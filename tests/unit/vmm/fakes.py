@@ -23,9 +23,12 @@ REGION = "1G!0x100000000"
 RAM = 4 << 20
 
 
-def bzimage(release: str) -> bytes:
+def bzimage(release: str, *, signed: bool = True) -> bytes:
     """The smallest file that passes for a kernel (boot.rst: header at 0x1f1)."""
     image = bytearray(0x1000)
+    image[0x3C] = 0x40
+    image[:2], image[0x40:0x44], image[0x58:0x5A] = b"MZ", b"PE\0\0", b"\x0b\x02"
+    image[0xEC] = signed  # size of the certificate table
     image[0x1F1] = 3
     image[0x1F4:0x1F8] = ((0x1000 - 4 * 512) // 16).to_bytes(4, "little")
     image[0x202:0x206] = b"HdrS"
