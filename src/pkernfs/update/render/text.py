@@ -65,8 +65,10 @@ def render(view: ReportView) -> str:
     if view.guests:
         lines += ["", *_guests(view)]
         lines += _blackout(view)
+    if view.devices or view.cut_off:
+        lines.append("")
     for device in view.devices + view.cut_off:
-        lines += ["", f"device {device.bdf} {device.model}: {device.text}"]
+        lines.append(f"device {device.bdf} {device.model}: {device.text}")
     if view.store is not None:
         lines += ["", f"store: {view.store}"]
     exact = f"exact to {view.exact_to_s * 1000:.1f} ms over the whole update"
