@@ -153,17 +153,12 @@ class Results:
 
 
 def _shares(update: Update) -> dict[str, float]:
-    """What the blackout is made of besides the kernel's own start, seconds.
-
-    ``init`` is what the first user programs of the host do before ``pkernfs resume``.
-    """
+    """What the blackout is made of besides the kernel's own start, seconds."""
     parts: dict[str, float] = {}
-    for name in ("pause", "save", "hand over", "interpreter", "start", "load state"):
+    for name in ("pause", "save", "hand over", "init", "interpreter", "start", "load state"):
         if name in update.phases:
             start, end = update.phases[name]
             parts[name] = round(end - start, 3)
-    start, end = update.phases["kernel"]
-    parts["init"] = round(end - start - update.kernel_s, 3)
     return parts
 
 

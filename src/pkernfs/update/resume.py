@@ -224,14 +224,24 @@ class _Resume:
         return Resumed(name, it.error, _KEPT if it.error else "")
 
 
-def _mark_begin(timeline: Timeline, early: Early | None, ago: int) -> None:
+def _mark_begin(machine: Machine, timeline: Timeline, early: Early | None, ago: int) -> None:
     """What happened before this module could note it."""
     timeline.mark("moment", "kernel's clock", ago_ns=now_ns())
-    timeline.mark("end", "kernel", ago_ns=ago)
-    timeline.mark("begin", "interpreter", ago_ns=ago)
     if early is None:
+        # Reading the kernel log takes its time, and guests are waiting.
+        timeline.mark("end", "kernel", ago_ns=ago)
+        timeline.mark("begin", "interpreter", ago_ns=ago)
         timeline.mark("end", "interpreter")
         return
+    from pkernfs.host.kmsg import first_program_ns
+
+    first = first_program_ns(machine)
+    first_ago = max(ago, now_ns() - first) if first is not None else ago
+    timeline.mark("end", "kernel", ago_ns=first_ago)
+    if first is not None:
+        timeline.mark("begin", "init", ago_ns=first_ago)
+        timeline.mark("end", "init", ago_ns=ago)
+    timeline.mark("begin", "interpreter", ago_ns=ago)
     timeline.mark("end", "interpreter", ago_ns=now_ns() - early.loaded_ns)
     timeline.mark("begin", "verify", ago_ns=now_ns() - early.loaded_ns)
     timeline.mark("end", "verify", ago_ns=now_ns() - early.checked_ns)
@@ -254,7 +264,7 @@ def resume(
     ago = _since_start_of_process()
     held = early.lock if early else None
     with update_lock(places, "resume", held), contextlib.ExitStack() as stack:
-        _mark_begin(timeline, early, ago)
+        _mark_begin(machine, timeline, early, ago)
         with timeline.phase("mount") if early is None else contextlib.nullcontext():
             unmounted = mount_stores(machine, places.store)
         update = last_update(places, machine)

@@ -18,6 +18,28 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 echo "lab: first program" >/dev/kmsg
+
+own=yes store=yes option=init parameters=
+read -r line </proc/cmdline
+for word in $line; do
+	case $word in
+	pkernfs_lab=systemd) own=no ;;
+	# An update's next kernel must find a store, a range that was never used is all zero.
+	pkernfs_update=*) option=defaults ;;
+	pkernfs_lab_store=*) store=${word#*=} ;;
+	pkernfs.*) parameters="$parameters ${word#pkernfs.}" ;;
+	esac
+done
+
+# What guests need of the kernel, beside the disks.
+[ $own = no ] || {
+	read -r order </modules/host
+	for module in $order; do
+		insmod "/modules/$module"
+	done
+	[ $store = no ] || insmod /modules/pkernfs.ko $parameters
+} 2>/dev/null &
+
 read -r order </modules/order
 for module in $order; do
 	# Some are for processors that this is not; what is really missing shows below.
@@ -29,16 +51,13 @@ mount -t tmpfs -o mode=755 changes /changes
 mkdir /changes/upper /changes/work
 mount -t overlay -o lowerdir=/layer:/base,upperdir=/changes/upper,workdir=/changes/work \
 	root /root || fail "no overlay"
+# pkernfs reads /proc/cmdline, there.
+wait
 mount --move /proc /root/proc
 mount --move /sys /root/sys
 mount --move /dev /root/dev
 
-read -r line </root/proc/cmdline
-case " $line " in
-*" pkernfs_lab=systemd "*)
-	exec switch_root /root /usr/lib/systemd/systemd
-	;;
-esac
+[ $own = yes ] || exec switch_root /root /usr/lib/systemd/systemd
 mkdir /root/dev/pts /root/dev/shm
 mount -t devpts -o mode=620 pts /root/dev/pts
 mount -t tmpfs -o nosuid,nodev shm /root/dev/shm
@@ -50,22 +69,9 @@ ln -s fd/0 /root/dev/stdin
 ln -s fd/1 /root/dev/stdout
 ln -s fd/2 /root/dev/stderr
 
-store=yes option=init parameters=
-for word in $line; do
-	case $word in
-	# An update's next kernel must find a store, a range that was never used is all zero.
-	pkernfs_update=*) option=defaults ;;
-	pkernfs_lab_store=*) store=${word#*=} ;;
-	pkernfs.*) parameters="$parameters ${word#pkernfs.}" ;;
-	esac
-done
 state=/root/run/pkernfs-lab
-read -r order </modules/host
-for module in $order; do
-	insmod "/modules/$module" 2>/dev/null
-done
-mount -t ext4 -o noatime /dev/vdc /root/mnt/scratch && : >$state/has-scratch
-if [ "$store" = yes ] && insmod /modules/pkernfs.ko $parameters; then
-	mount -t pkernfs -o $option none /root/mnt/pkernfs && : >$state/has-store
-fi 2>/dev/null
+mount -t ext4 -o noatime /root/dev/vdc /root/mnt/scratch && : >$state/has-scratch
+if [ $store = yes ] && mount -t pkernfs -o $option none /root/mnt/pkernfs 2>/dev/null; then
+	: >$state/has-store
+fi
 exec switch_root /root /usr/lib/pkernfs-lab/host-init.sh

@@ -36,6 +36,7 @@ CLASSES = {
     "pause": "pause",
     "save": "save",
     "hand over": "over",
+    "init": "after",
     "interpreter": "after",
     "mount": "after",
     "verify": "after",
