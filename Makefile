@@ -9,6 +9,7 @@
 # make install-docs  manual pages and shell completion, below $(DESTDIR)$(PREFIX)
 # make bench      side by side with what people use today: an hour on 2 cores, and the first
 #                 time a kernel is built for it; BENCH=quick make bench takes some minutes
+# make install-units  units for systemd, below DESTDIR
 #
 # On a fresh Debian 12 as root, with python3, gcc and make: the first run installs what
 # is missing and keeps what it builds in .venv and ~/.cache/pkernfs.
@@ -27,7 +28,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # summary names it; an assertion that fails counts at once.
 SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
-.PHONY: demo test test-unit test-system native lint man install-docs bench clean
+.PHONY: demo test test-unit test-system native lint man install-docs install-units bench clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
@@ -77,6 +78,14 @@ $(READY): pyproject.toml packaging/bootstrap.sh
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+UNITS := $(wildcard packaging/systemd/*)
+UNIT_DIR := $(DESTDIR)/usr/local/lib/systemd/system
+
+# The program itself comes by pip; systemd looks for it in /usr/local/bin and /usr/bin.
+install-units:
+	install -d $(UNIT_DIR)
+	install -m 644 $(UNITS) $(UNIT_DIR)
 
 clean:
 	rm -rf build $(VENV)

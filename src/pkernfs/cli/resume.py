@@ -80,6 +80,7 @@ def resume(
         if guest.error:
             print(f"pkernfs: {guest.error}", file=sys.stderr)
             print(f"hint: {guest.hint}", file=sys.stderr)
+    _enter_units([guest.name for guest in outcome.guests if not guest.error])
     if outcome.store != resuming.CLEAN:
         print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
     if outcome.warning:
@@ -113,3 +114,14 @@ def _print_json(outcome: resuming.Outcome) -> None:
         "store": outcome.store,
     }
     print(json.dumps(value, indent=1))
+
+
+def _enter_units(names: list[str]) -> None:
+    """Guests run; where in the tree of processes is of no haste."""
+    from pkernfs.cli import report_error
+    from pkernfs.host import systemd
+
+    try:
+        systemd.enter_units(names, Machine())
+    except PkernfsError as error:
+        report_error(error)

@@ -89,7 +89,13 @@ def update(
         bool,
         typer.Option("--recover", help="Undo an update that was killed: all guests run again."),
     ] = False,
+    load_only: Annotated[
+        bool, typer.Option("--load-only", help="Check and load only; systemctl kexec does it.")
+    ] = False,
     store: _Store = DEFAULT_STORE,
+    going_down: Annotated[
+        bool, typer.Option("--going-down", hidden=True, help="For pkernfs-kexec.service.")
+    ] = False,
 ) -> None:
     """Replace the kernel under the running guests.
 
@@ -101,7 +107,7 @@ def update(
     gone with its kernel: pkernfs report has the rest.
     """
     from pkernfs.errors import PkernfsError
-    from pkernfs.update import display, handover
+    from pkernfs.update import display, handover, orderly
 
     names = tuple(name for name in order.split(",") if name)
     request = handover.Request(kernel, initrd, append, names, watchdog, frozenset(override or ()))
@@ -113,8 +119,15 @@ def update(
     if dry_run:
         _show(handover.dry_run(machine, places, request), as_json)
         return
+    if load_only:
+        plan = orderly.load_only(machine, places, request)
+        print(f"{plan.kernel_after} is loaded for {len(plan.guests)} guests: systemctl kexec")
+        return
     with display.shown(_display(as_json, plain)) as tell:
         try:
+            if going_down:
+                orderly.going_down(machine, places, tell)
+                return
             handover.update(machine, places, request, tell)
         except PkernfsError as error:
             tell.error(error)

@@ -23,6 +23,11 @@ _Name = Annotated[
 ]
 _PRIORITY = "An update pauses guests of a higher priority later, and they run again earlier."
 
+_InUnit = Annotated[
+    bool,
+    typer.Option("--in-unit", hidden=True, help="For pkernfs-vm@.service: the guest is its own."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
@@ -53,8 +58,10 @@ def start(
         int | None, typer.Option(metavar="N", help=f"{_PRIORITY} 0 by default.")
     ] = None,
     store: _Store = DEFAULT_STORE,
+    in_unit: _InUnit = False,
 ) -> None:
     """Start a guest; without --ram, start one again that was stopped."""
+    from pkernfs.host import systemd
     from pkernfs.host.machine import Machine, require_store
     from pkernfs.host.ranges import format_size, parse_size
     from pkernfs.vmm import guests
@@ -62,6 +69,9 @@ def start(
 
     require_store(store)
     places = Places.on(Machine(), store)
+    if in_unit:
+        guests.enter(places, name)
+        return
     size = parse_size(ram) if ram is not None else None
     home = None
     if node is not None or region is not None:
@@ -72,6 +82,7 @@ def start(
     child = guests.start(
         places, name, size, words, qemu=qemu, store=home, node=node, priority=priority
     )
+    systemd.enter_units([name], Machine())
     guest = Guest(name, places)
     size = guest.config().ram_bytes
     print(f"{name} runs: {format_size(size)} of memory in {guest.store}, process {child.pid}")
@@ -148,13 +159,20 @@ def stop(
         float, typer.Option(metavar="S", help="Seconds it may take to shut down.")
     ] = 60.0,
     store: _Store = DEFAULT_STORE,
+    in_unit: _InUnit = False,
 ) -> None:
     """Shut a guest down. Its memory is given back; how to start it again is kept."""
+    from pkernfs.host import systemd
     from pkernfs.host.machine import Machine
     from pkernfs.host.stores import require_any
     from pkernfs.vmm import guests
     from pkernfs.vmm.config import Places
 
     require_any(Machine(), store)
-    guests.stop(Places.on(Machine(), store), name, force=force, delete=delete, timeout=timeout)
+    places = Places.on(Machine(), store)
+    if in_unit:
+        guests.leave(places, name)
+        return
+    guests.stop(places, name, force=force, delete=delete, timeout=timeout)
+    systemd.leave_unit(name, Machine())
     print(f"{name} is off" + (" and removed" if delete else ""))

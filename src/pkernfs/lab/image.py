@@ -44,6 +44,10 @@ _HOST = (
     "systemd-sysv",
 )
 _HOST_BACKPORTS = ("qemu-system-data", "qemu-system-x86", "seabios")
+#: What a host of the second image has on top: what Debian's installer puts onto a server
+#: that runs systemd, and libvirt. Apart, because few tests need it and every boot reads it.
+_FULL = ("dbus", "libpam-systemd")
+_FULL_BACKPORTS = ("libvirt-clients", "libvirt-daemon-driver-qemu", "libvirt-daemon-system")
 #: Never unpacked: nobody reads them in a lab, and a smaller image is copied sooner.
 #: The postinst.d script would make an initrd for minutes that the lab never boots.
 _EXCLUDED = (
@@ -124,20 +128,26 @@ def _make_toolchain(target: Path) -> None:
         _mmdebstrap(target / "root", _TOOLCHAIN, _TOOLCHAIN_BACKPORTS)
 
 
-def host_image(*, rebuild: bool = False) -> HostImage:
-    """The host image, from the cache or made now (about 100 s and 1 GB)."""
+def host_image(*, full: bool = False, rebuild: bool = False) -> HostImage:
+    """The host image, from the cache or made now (about 100 s and 1 GB).
+
+    :param full: the second image, with D-Bus, logind and libvirt in it.
+    """
     kernels = toolchain(rebuild=rebuild).kernels
-    parts = [_RECIPE, *_HOST, "|", *_HOST_BACKPORTS, *_EXCLUDED, *kernels, modtree.RECIPE]
+    packages = _HOST + (_FULL if full else ())
+    backports = _HOST_BACKPORTS + (_FULL_BACKPORTS if full else ())
+    parts = [_RECIPE, *packages, "|", *backports, *_EXCLUDED, *kernels, modtree.RECIPE]
 
     def make(target: Path) -> None:
         with step(f"host image: Debian 13 with kernels {' and '.join(kernels)}"):
             images = tuple(f"linux-image-{version}" for version in kernels)
-            _mmdebstrap(target / "root", _HOST, (*_HOST_BACKPORTS, *images))
+            _mmdebstrap(target / "root", packages, (*backports, *images))
             for version in kernels:
                 modtree.slim(target / "root", version)
             make_ext4(target / "root", target / "root.ext4", label="host")
 
-    home = cache.artifact("host", cache.digest(parts), make, rebuild=rebuild, keep=2)
+    kind = "host-full" if full else "host"
+    home = cache.artifact(kind, cache.digest(parts), make, rebuild=rebuild, keep=2)
     return HostImage(home / "root", home / "root.ext4", kernels)
 
 

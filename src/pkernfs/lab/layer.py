@@ -58,8 +58,9 @@ def stack() -> Stack:
     wheels = dependencies()
     guest_files = guests.build(host)
     package = source_tree() / "src" / "pkernfs"
+    units = source_tree() / "packaging" / "systemd"
     key = cache.digest(
-        [host.key, modules.home.name, wheels.name, guest_files.name, package, _COMMAND]
+        [host.key, modules.home.name, wheels.name, guest_files.name, package, units, _COMMAND]
     )
 
     def make(target: Path) -> None:
@@ -67,6 +68,7 @@ def stack() -> Stack:
             tree = target / "tree"
             _install_modules(host, modules, tree)
             _install_package(package, wheels, tree)
+            _install_units(tree)
             _install_lab(host, modules, guest_files, tree)
             _compile(host, tree)
             for version in host.kernels:
@@ -135,6 +137,15 @@ def _install_package(package: Path, wheels: Path, tree: Path) -> None:
     command.chmod(0o755)
 
 
+def _install_units(tree: Path) -> None:
+    """The units, the way an administrator installs them; none of them is enabled."""
+    command = ["make", "--no-print-directory", "-s", "-C", str(source_tree())]
+    command += ["install-units", f"DESTDIR={tree}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise PkernfsError(f"make install-units failed: {done.stderr.strip()}")
+
+
 def _install_lab(
     host: image.HostImage, modules: build.Modules, guest_files: Path, tree: Path
 ) -> None:
@@ -146,7 +157,8 @@ def _install_lab(
     unit = tree / "etc/systemd/system/pkernfs-lab.service"
     wanted = unit.parent / "multi-user.target.wants" / unit.name
     wanted.parent.mkdir(parents=True)
-    shutil.copy(initrd.INSIDE / unit.name, unit)
+    for name in (unit.name, "mnt-scratch.mount"):
+        shutil.copy(initrd.INSIDE / name, unit.parent / name)
     wanted.symlink_to(f"../{unit.name}")
     (tree / "boot").mkdir()
     for version in host.kernels:

@@ -28,6 +28,7 @@ from pkernfs.errors import PkernfsError
 from pkernfs.lab import qemu, scan
 from pkernfs.lab.cache import remove_tree
 from pkernfs.lab.console import Console
+from pkernfs.lab.image import host_image
 from pkernfs.lab.layer import Stack, stack
 from pkernfs.lab.link import Hello, Link, Result, Sink
 from pkernfs.lab.memory import Layout, RangeFile
@@ -48,6 +49,9 @@ class HostConfig:
     :ivar share: directory that the host sees as /mnt/share; a temporary one by default.
     :ivar append: more words for the boot line.
     :ivar systemd: boot the distribution's init instead of the lab's short one.
+    :ivar units: boot with systemd, and have the units of packaging/systemd mount the store
+        and resume the guests, not the lab.
+    :ivar full: boot the second image, with D-Bus, logind and libvirt in it.
     :ivar store: load pkernfs and mount it at /mnt/pkernfs.
     :ivar allowed: regular expressions of kernel log lines that are expected.
     :ivar extra: more arguments for QEMU.
@@ -65,6 +69,8 @@ class HostConfig:
     share: Path | None = None
     append: tuple[str, ...] = ()
     systemd: bool = False
+    units: bool = False
+    full: bool = False
     store: bool = True
     allowed: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -243,7 +249,7 @@ class Machine:
             config=config,
             kernel=self.stack.host.vmlinuz(self.version),
             initrd=self.stack.initrd(self.version),
-            base=self.stack.host.disk,
+            base=host_image(full=True).disk if config.full else self.stack.host.disk,
             layer=self.stack.layer,
             scratch=scratch,
             ram=self.ram_file,

@@ -17,6 +17,10 @@ SERIALS = ("ttyS1", "ttyS2", "ttyS3")
 LINES = ("console", "agent", *SERIALS)
 AGENT_PORT = "pkernfs.agent"
 
+#: What a host with units starts. An installed one has them enabled in /etc, which in the lab
+#: does not outlive a kernel.
+_UNITS = ("pkernfs.target", "mnt-scratch.mount")
+
 #: AMD's virtualisation is what QEMU emulates (SVM with nested paging); 1 GiB pages so
 #: that the large mappings of guest RAM are exercised; rdrand so that nobody waits for
 #: entropy.
@@ -91,8 +95,10 @@ class Plan:
         # Emulation on a busy machine stands still for seconds at a time.
         words += ["rcupdate.rcu_cpu_stall_timeout=120", "tsc=reliable"]
         words += config.layout.boot_words
-        if config.systemd:
+        if config.systemd or config.units:
             words.append("pkernfs_lab=systemd")
+        if config.units:
+            words += ["pkernfs_lab_units=yes", *(f"systemd.wants={unit}" for unit in _UNITS)]
         if not config.store:
             words.append("pkernfs_lab_store=no")
         return " ".join((*words, *config.append))

@@ -73,9 +73,12 @@ class Guard:
 
     def end(self) -> None:
         """The update came back by itself: there is nothing to do for the guard."""
+        if self._line < 0:
+            return
         with contextlib.suppress(OSError):
             os.write(self._line, _DONE)
         os.close(self._line)
+        self._line = -1
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 

@@ -113,6 +113,10 @@ class WayBack(NamedTuple):
     guard: Guard
 
 
+#: Leaves this kernel, once all guests are saved.
+Leave = Callable[[Machine, Timeline, WayBack], None]
+
+
 @contextlib.contextmanager
 def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
     """Have everything brought back that the block begins, also if this process is killed.
@@ -181,6 +185,7 @@ async def _update(
     request: Request,
     way_back: WayBack,
     watch: Watch,
+    leave: Leave,
 ) -> None:
     timeline = Timeline(machine)
     timeline.watch(watch)
@@ -208,7 +213,7 @@ async def _update(
                 note(journal.LOAD)
                 stack.enter_context(kexec.loaded(kernel, plan.boot_line))
             way_back.guard.pausing()
-            await _leave(machine, plan, sessions, timeline, way_back)
+            await _leave(machine, plan, sessions, timeline, way_back, leave)
         except BaseException as error:
             timeline.open(path / "timeline.jsonl")
             timeline.mark("outcome", "rolled back", text=str(error))
@@ -221,23 +226,27 @@ async def _leave(
     sessions: list[Monitor],
     timeline: Timeline,
     way_back: WayBack,
+    leave: Leave,
 ) -> None:
     async with quiesced(sessions, plan, timeline):
         devices.check_again()
         timeline.mark("begin", "hand over")
-        _jump(machine, timeline, way_back)
+        leave(machine, timeline, way_back)
 
 
-def update(machine: Machine, places: Places, request: Request, watch: Watch) -> NoReturn:
+def update(
+    machine: Machine, places: Places, request: Request, watch: Watch, leave: Leave = _jump
+) -> NoReturn:
     """Replace the running kernel under the guests. Returns only by an error.
 
     :param watch: is shown the plan and every record of the timeline, also while guests are
         paused: it must neither block nor raise.
+    :param leave: what is done once all guests are saved; it does not come back but by an error.
     :raises PkernfsError: it failed, nothing has changed, and all guests run on.
     """
     with update_lock(places), _undoable(machine, places) as way_back:
         try:
-            asyncio.run(_update(machine, places, request, way_back, watch))
+            asyncio.run(_update(machine, places, request, way_back, watch, leave))
         except asyncio.CancelledError as error:
             raise PkernfsError(f"{error or 'interrupted'}; nothing was changed") from error
     raise AssertionError("an update came back without an error")

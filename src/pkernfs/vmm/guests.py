@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pkernfs.errors import PkernfsError
 from pkernfs.files import sync_directory
+from pkernfs.host import systemd
 from pkernfs.host.machine import Machine
 from pkernfs.host.ranges import format_size
 from pkernfs.vmm import command, process
@@ -26,6 +27,10 @@ RAM_UNIT = 2 << 20
 
 #: Until QEMU greets (seconds): under emulation its start alone takes many.
 START_S = 120.0
+
+#: How long a guest may take to shut down with its unit (seconds): less than TimeoutStopSec=
+#: of pkernfs-vm@.service, after which systemd ends it.
+UNIT_STOP_S = 270.0
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,29 @@ def _in_store(guest: Guest, store: Path) -> Guest:
             f"to move it: pkernfs vm stop {guest.name} --delete, then start it anew",
         )
     return Guest(guest.name, guest.places, store)
+
+
+def enter(places: Places, name: str) -> None:
+    """For the unit of a guest: take the guest in, or start it if it does not run.
+
+    :raises PkernfsError: it can't be started.
+    """
+    guest = Guest(check_name(name), places)
+    child = process.running(guest) or start(places, name, None, ())
+    systemd.move_here(child.pid)
+    systemd.now_main(child.pid)
+
+
+def leave(places: Places, name: str) -> None:
+    """For the unit of a guest that is being stopped: shut the guest down, if it is on.
+
+    One that was saved for an update is complete in the store: its QEMU may be ended.
+
+    :raises PkernfsError: it did not shut down.
+    """
+    guest = Guest(check_name(name), places)
+    if process.running(guest) is not None and guest.saved() is None:
+        stop(places, name, force=False, delete=False, timeout=UNIT_STOP_S)
 
 
 async def _until_up(guest: Guest, child: process.Process) -> None:

@@ -16,7 +16,7 @@ state=/run/pkernfs-lab
 	modprobe -q $kvm
 } &
 
-update= store=yes resume=yes devices= early= watchdog=
+update= store=yes resume=yes devices= early= watchdog= units=
 read -r line </proc/cmdline
 for word in $line; do
 	case $word in
@@ -24,6 +24,7 @@ for word in $line; do
 	pkernfs_watchdog=*) watchdog=${word#*=} ;;
 	pkernfs_lab_store=*) store=${word#*=} ;;
 	pkernfs_lab_resume=*) resume=${word#*=} ;;
+	pkernfs_lab_units=*) units=${word#*=} ;;
 	pkernfs_lab_early=*) early=${word#*=} ;;
 	elfcorehdr=*) devices=${word#*=} ;;
 	esac
@@ -42,7 +43,15 @@ try() { # try WHAT COMMAND...: note a failure for the lab, go on
 if [ "$1" = service ]; then
 	mkdir -p $state /mnt/pkernfs /mnt/scratch /mnt/share
 fi
-[ -e $state/has-scratch ] || try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
+if [ -n "$units" ]; then
+	# Done by units of packaging/systemd, before this.
+	store=no resume=no
+	[ -z "$update" ] || {
+		journalctl --no-pager -o cat -u pkernfs-resume.service >$state/resume.log
+		systemctl show --value -p ExecMainStatus pkernfs-resume.service >$state/resume.status
+	}
+fi
+[ -e $state/has-scratch ] || [ -n "$units" ] || try "mounting the scratch disk" mount -t ext4 -o noatime /dev/vdc /mnt/scratch
 if [ "$store" = yes ] && [ ! -e $state/has-store ]; then
 	try "loading pkernfs" modprobe pkernfs
 fi
