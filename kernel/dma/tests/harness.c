@@ -5,14 +5,7 @@
  * Built as a shared library by tests/unit/dma and bench/dma_tables.py, which fill the
  * arena and hold the results against a model.
  */
-#include "../tables.h"
-
-struct arena {
-	u64 base;	/* physical address of the first page */
-	u64 nr_pages;
-	u64 used;	/* pages handed out by arena_page() */
-	u64 *memory;
-};
+#include "arena.h"
 
 /* Leaves that translate into [start, end) come along or are allowed. */
 struct window {
@@ -29,12 +22,11 @@ struct translations {
 	u64 room, count;
 };
 
-static const u64 *arena_table(void *context, unsigned int level, u64 phys)
+const u64 *arena_table(void *context, unsigned int level, u64 phys)
 {
 	struct arena *arena = context;
 	u64 page = (phys - arena->base) >> DMA_PAGE_SHIFT;
 
-	(void)level;
 	if (phys < arena->base || page >= arena->nr_pages)
 		return NULL;
 	return arena->memory + page * DMA_ENTRIES;

@@ -278,7 +278,7 @@ def test_noise_never_leaves_the_arena(random: Random, pages: int, levels: int) -
 
 @pytest.mark.skipif(SANITIZE != "undefined", reason="this is the inner run")
 def test_again_with_the_address_sanitizer() -> None:
-    """The whole file once more, every access outside the arena reported."""
+    """All of this directory once more, every access outside an arena reported."""
     runtime = subprocess.run(
         ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -287,7 +287,15 @@ def test_again_with_the_address_sanitizer() -> None:
         "LD_PRELOAD": runtime,
         "ASAN_OPTIONS": "detect_leaks=0",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).parent),
+    ]
     done = subprocess.run(
         command,
         env=environment,
