@@ -6,6 +6,8 @@
 #include "handover.h"
 
 #include <linux/mm.h>
+#include <linux/pid.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 
 #define ROOT_FILE	"root-pgtables"
@@ -232,6 +234,8 @@ int dma_disarm(void)
 {
 	lockdep_assert_held(&dma_control_lock);
 	WRITE_ONCE(handover.armed, false);
+	put_pid(handover.by);
+	handover.by = NULL;
 	if (!handover.region)
 		return 0;
 	drop_areas();
@@ -263,6 +267,8 @@ int dma_arm(void)
 		err = arm_slots();
 	if (err)
 		goto disarm;
+	put_pid(handover.by);
+	handover.by = get_task_pid(current, PIDTYPE_TGID);
 	WRITE_ONCE(handover.armed, true);
 	return 0;
 disarm:

@@ -3,7 +3,8 @@
  * /sys/fs/pkernfs_dma: what `pkernfs device` and `pkernfs update` talk to.
  *
  *   preserve, release, adopt	(write) a device, as 0000:01:00.0
- *   arm			(write) 1 or 0: ready to hand over at kexec; (read) which
+ *   arm			(write) 1 or 0: ready to hand over at a kexec by this process;
+ *				(read) which
  *   record			(read) where the next kernel finds the record: its boot
  *				line needs elfcorehdr=RECORD
  *   devices			(read) a line per device, key=value, reason="..." last

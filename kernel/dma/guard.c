@@ -13,11 +13,12 @@ static int touches(void *argument, const struct dma_leaf *leaf)
 	return leaf->phys < reach->phys + reach->size && reach->phys < leaf->phys + leaf->size;
 }
 
+/* Tables that can't be read now may lead anywhere. */
 static bool tables_reach(const struct dma_tables *tables, struct reach *reach)
 {
 	struct dma_visitor visitor = { .leaf = touches, .argument = reach };
 
-	return dma_tables_walk(tables, &visitor) == 1;
+	return dma_tables_walk(tables, &visitor) != 0;
 }
 
 /* What hardware uses for a device now, whoever made it. */

@@ -11,6 +11,7 @@
 
 #include <linux/mm.h>
 #include <linux/reboot.h>
+#include <linux/sched.h>
 #include <linux/timekeeping.h>
 #include <linux/utsname.h>
 
@@ -198,12 +199,25 @@ void dma_hand_over(void)
 		(ktime_get_mono_fast_ns() - start) / 1000);
 }
 
-/* The last time that locks can be taken: which blocks belong to files now. */
+/*
+ * The last time that locks can be taken: which blocks belong to files now.
+ *
+ * Whoever armed has loaded a kernel that takes the devices over. A kexec by another
+ * process (it may have died meanwhile) may start one that does not: it would switch
+ * translation off under devices that work. So that is an ordinary kexec.
+ */
 static int before_kexec(struct notifier_block *block, unsigned long event, void *data)
 {
 	struct dma_data fresh = { 0 };
 
-	if (!dma_handing_over() || dma_data_init(&fresh, handover.region))
+	if (!dma_handing_over())
+		return NOTIFY_DONE;
+	if (task_tgid(current) != handover.by) {
+		WRITE_ONCE(handover.armed, false);
+		pr_err("not handed over: this kexec is not by the process that armed\n");
+		return NOTIFY_DONE;
+	}
+	if (dma_data_init(&fresh, handover.region))
 		return NOTIFY_DONE;
 	swap(fresh, handover.data);
 	dma_data_exit(&fresh);

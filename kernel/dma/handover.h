@@ -7,6 +7,7 @@
 
 struct dma_handover {
 	bool armed;
+	struct pid *by;			/* the process that armed, the only one to hand over */
 	struct pkernfs_region *region;
 	struct dma_area root;		/* record, then a section per IOMMU */
 	struct dma_data data;		/* memory that may go along */
