@@ -117,7 +117,7 @@ static int check_ready(struct dma_slot *slot)
 	}
 	err = dma_check_leaves(slot);
 	if (err == -EAGAIN)
-		dma_refuse("%s: mount the store first", pci_name(slot->pdev));
+		dma_refuse("%s: mount the stores first", pci_name(slot->pdev));
 	return err;
 }
 

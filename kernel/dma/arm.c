@@ -122,24 +122,6 @@ exit_live:
 	return err;
 }
 
-static struct pkernfs_region *mounted_region(void)
-{
-	struct pkernfs_region *region, *found = NULL;
-	unsigned int i;
-
-	for (i = 0; (region = pkernfs_region_nth(i)); i++) {
-		struct pkernfs_region_info info;
-
-		pkernfs_region_describe(region, &info);
-		if (!info.mounted)
-			continue;
-		if (found)
-			return ERR_PTR(-ENOTUNIQ);
-		found = region;
-	}
-	return found ?: ERR_PTR(-ENODEV);
-}
-
 static int arm_units(void)
 {
 	unsigned int i;
@@ -202,23 +184,27 @@ static int arm_slots(void)
 	return 0;
 }
 
+/* The first store that is mounted. Guest memory may lie in any of them. */
 static int hold_store(void)
 {
 	struct pkernfs_region *region;
-	int err;
+	struct pkernfs_region_info info;
+	unsigned int i;
 
 	if (handover.region)
 		return 0;
-	region = mounted_region();
-	if (IS_ERR(region)) {
-		dma_refuse(PTR_ERR(region) == -ENODEV ? "no pkernfs is mounted" :
-			   "several stores are mounted, mount only the one to use");
-		return PTR_ERR(region);
+	for (i = 0; (region = pkernfs_region_nth(i)); i++)
+		if (!pkernfs_store_get(region))
+			break;
+	if (!region) {
+		dma_refuse("no pkernfs is mounted");
+		return -ENODEV;
 	}
-	err = pkernfs_store_get(region);
-	if (!err)
-		handover.region = region;
-	return err;
+	pkernfs_region_describe(region, &info);
+	handover.region = region;
+	handover.base = info.base;
+	handover.size = info.size;
+	return 0;
 }
 
 static void drop_areas(void)
@@ -257,7 +243,7 @@ int dma_arm(void)
 	if (!err)
 		err = hold_store();
 	if (!err)
-		err = dma_data_init(&data, handover.region);
+		err = dma_data_init(&data);
 	if (err)
 		goto disarm;
 	swap(data, handover.data);

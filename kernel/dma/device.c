@@ -143,6 +143,10 @@ static const char *objection(struct pci_dev *pdev)
 
 	if (!group)
 		return "is behind no IOMMU: boot with intel_iommu=on";
+	if (!vtd_nr_units) {
+		iommu_group_put(group);
+		return "is behind no VT-d IOMMU, others are not supported";
+	}
 	iommu_group_for_each_dev(group, &members, count_member);
 	iommu_group_put(group);
 	if (members != 1)

@@ -201,14 +201,21 @@ int dma_handover_init(void);
 void dma_handover_exit(void);
 
 /* files.c: blocks of files that user space can have. */
+#define DMA_MAX_STORES		16
+
 struct dma_data {
-	u64 base;
-	u64 nr_blocks;
-	unsigned long *blocks;
+	unsigned int nr_stores;		/* that are mounted */
+	struct dma_store {
+		u64 base;
+		u64 nr_blocks;
+		unsigned long *blocks;
+	} stores[DMA_MAX_STORES];
 };
 
-int dma_data_init(struct dma_data *data, struct pkernfs_region *region);
+int dma_data_init(struct dma_data *data);
 void dma_data_exit(struct dma_data *data);
+/* Is this memory of a store that was mounted? */
+bool dma_data_knows(const struct dma_data *data, u64 phys);
 bool dma_data_holds(const struct dma_data *data, const struct dma_leaf *leaf);
 
 /* inherit.c */

@@ -164,11 +164,10 @@ static void hand_over_slots(struct pkernfs_dma_record *record)
 
 static void make_record(struct pkernfs_dma_record *record)
 {
-	struct pkernfs_region_info info;
 	unsigned int i;
 
-	pkernfs_region_describe(handover.region, &info);
-	keep_start(record, info.base, info.size, ktime_get_real_ns(), init_utsname()->release);
+	keep_start(record, handover.base, handover.size, ktime_get_real_ns(),
+		   init_utsname()->release);
 	for (i = 0; i < vtd_nr_units; i++) {
 		struct keep_unit unit = section_of(&vtd_units[i]);
 
@@ -217,7 +216,7 @@ static int before_kexec(struct notifier_block *block, unsigned long event, void 
 		pr_err("not handed over: this kexec is not by the process that armed\n");
 		return NOTIFY_DONE;
 	}
-	if (dma_data_init(&fresh, handover.region))
+	if (dma_data_init(&fresh))
 		return NOTIFY_DONE;
 	swap(fresh, handover.data);
 	dma_data_exit(&fresh);

@@ -7,8 +7,9 @@
 
 struct dma_handover {
 	bool armed;
-	struct pid *by;			/* the process that armed, the only one to hand over */
-	struct pkernfs_region *region;
+	struct pid *by;			/* the process that armed: no other hands over */
+	struct pkernfs_region *region;	/* whose store has the files below */
+	u64 base, size;			/* of that region */
 	struct dma_area root;		/* record, then a section per IOMMU */
 	struct dma_data data;		/* memory that may go along */
 };

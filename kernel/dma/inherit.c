@@ -119,11 +119,10 @@ static bool table_in_area(void *context, u64 phys)
 
 static bool leaf_in_region(void *context, const struct dma_leaf *leaf)
 {
+	struct pkernfs_region *region = pkernfs_region_at(leaf->phys);
 	struct dma_slot *slot = context;
-	struct pkernfs_region *region = slot->inherited.region;
 
-	return pkernfs_region_at(leaf->phys) == region &&
-	       pkernfs_region_at(leaf->phys + leaf->size - 1) == region &&
+	return region && pkernfs_region_at(leaf->phys + leaf->size - 1) == region &&
 	       !dma_area_holds(&slot->inherited, leaf->phys);
 }
 
@@ -317,12 +316,24 @@ void dma_inherit(void)
 }
 
 /*
- * The second look, once the store is mounted: memory of files, and nothing else.
+ * The second look, once the stores are mounted: memory of files, and nothing else.
  */
+
+struct second_look {
+	struct dma_data data;
+	bool waits;		/* for a store that is not mounted yet */
+};
 
 static bool leaf_in_files(void *context, const struct dma_leaf *leaf)
 {
-	return dma_data_holds(context, leaf);
+	struct second_look *look = context;
+
+	if (dma_data_holds(&look->data, leaf))
+		return true;
+	if (dma_data_knows(&look->data, leaf->phys))
+		return false;
+	look->waits = true;
+	return true;
 }
 
 static bool any_table(void *context, u64 phys)
@@ -330,33 +341,32 @@ static bool any_table(void *context, u64 phys)
 	return true;
 }
 
-/* -EAGAIN: the store is not mounted yet. */
+/* -EAGAIN: a store that the tables lead to is not mounted yet. */
 int dma_check_leaves(struct dma_slot *slot)
 {
 	struct dma_tables tables = dma_area_tables(&slot->inherited,
 						   le64_to_cpu(slot->record.root),
 						   slot->record.levels);
-	struct dma_data data = { 0 };
+	struct second_look look = { 0 };
 	struct dma_bounds bounds = {
 		.table_allowed = any_table, .leaf_allowed = leaf_in_files,
-		.context = &data, .max_pages = le64_to_cpu(slot->record.pages),
+		.context = &look, .max_pages = le64_to_cpu(slot->record.pages),
 	};
 	int err;
 
 	lockdep_assert_held(&dma_lock);
 	if (slot->checked)
 		return 0;
-	if (pkernfs_store_get(slot->inherited.region))
-		return -EAGAIN;
-	err = dma_data_init(&data, slot->inherited.region);
+	err = dma_data_init(&look.data);
 	if (!err)
 		err = dma_tables_validate(&tables, &bounds);
-	dma_data_exit(&data);
-	pkernfs_store_put(slot->inherited.region);
+	dma_data_exit(&look.data);
 	if (err == -ERANGE) {
 		pr_err("%s: IOVA %#llx leads to %#llx, which is in no file\n",
 		       pci_name(slot->pdev), bounds.bad_leaf.iova, bounds.bad_leaf.phys);
 		dma_cut_off(slot, "its tables lead to memory of no file");
+	} else if (!err && look.waits) {
+		err = -EAGAIN;
 	} else if (!err) {
 		slot->checked = true;
 	}

@@ -248,4 +248,3 @@ def header(blocks: list[int], count: int | None = None) -> bytes:
 def header_fault(data: bytes) -> str:
     """Why a device's file is not trusted; empty: it is."""
     return (code().keep_header_fault(data, BASE, SIZE) or b"").decode()
-
