@@ -9,11 +9,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pkernfs.errors import PkernfsError
 from pkernfs.vfio import uapi
+from pkernfs.vfio.closing import Closing
 from pkernfs.vfio.ioctl import call, sized
 from pkernfs.vfio.memory import Memory
 
@@ -75,7 +74,7 @@ def capabilities(data: bytes | bytearray, offset: int) -> Iterator[tuple[int, in
         offset = header.next
 
 
-class Container:
+class Container(Closing):
     """An open /dev/vfio/vfio; a context manager.
 
     :raises PkernfsError: no VFIO in this kernel, or another version of it.
@@ -159,14 +158,3 @@ class Container:
     def close(self) -> None:
         """Close the container; every mapping goes when its last group has left."""
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -6,10 +6,9 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from pkernfs.vfio import uapi
+from pkernfs.vfio.closing import Closing
 from pkernfs.vfio.config import PciConfig
 from pkernfs.vfio.container import capabilities
 from pkernfs.vfio.interrupts import Interrupts, IrqInfo
@@ -47,7 +46,7 @@ def parse_region_info(data: bytes | bytearray) -> RegionInfo:
     return RegionInfo(info.index, info.flags, info.size, info.offset, areas)
 
 
-class Device:
+class Device(Closing):
     """An open device; a context manager. Made by :meth:`Group.open_device`.
 
     Closing the last descriptor makes the kernel stop bus master and reset the device
@@ -112,14 +111,3 @@ class Device:
     def close(self) -> None:
         """Close this descriptor."""
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from pkernfs.errors import PkernfsError
 from pkernfs.vfio import uapi
 from pkernfs.vfio.bind import SYSFS, iommu_group
+from pkernfs.vfio.closing import Closing
 from pkernfs.vfio.container import Container
 from pkernfs.vfio.device import Device
 from pkernfs.vfio.ioctl import VfioError, call, sized
@@ -18,7 +18,7 @@ from pkernfs.vfio.ioctl import VfioError, call, sized
 DEV_VFIO = Path("/dev/vfio")
 
 
-class Group:
+class Group(Closing):
     """An open /dev/vfio/N; a context manager. Only one process can hold it.
 
     :param number: number of the IOMMU group.
@@ -90,14 +90,3 @@ class Group:
             except VfioError:
                 self._joined = False
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -7,11 +7,10 @@ import os
 import select
 import struct
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from pkernfs.errors import PkernfsError
 from pkernfs.vfio import uapi
+from pkernfs.vfio.closing import Closing
 from pkernfs.vfio.ioctl import call
 
 _HEAD = struct.Struct("<5I")
@@ -47,7 +46,7 @@ def eventfd_trigger(index: int, fds: list[int]) -> bytearray:
     return irq_set(flags, index, 0, len(fds), struct.pack(f"<{len(fds)}i", *fds))
 
 
-class Interrupts:
+class Interrupts(Closing):
     """Vectors of one interrupt index, turned on while the context lasts.
 
     :raises PkernfsError: the device has fewer than ``count`` vectors.
@@ -98,14 +97,3 @@ class Interrupts:
     def _close_eventfds(self) -> None:
         for fd in self.eventfds:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -7,13 +7,13 @@ import contextlib
 import ctypes
 import mmap
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from pkernfs.errors import PkernfsError
+from pkernfs.vfio.closing import Closing
 
 
-class Memory:
+class Memory(Closing):
     """A shared, writable mapping with a known address; a context manager.
 
     :ivar view: its bytes. Slices of it keep the mapping alive; release them first.
@@ -70,14 +70,3 @@ class Memory:
         # A slice that somebody still holds keeps the pages; that is harmless.
         with contextlib.suppress(BufferError):
             self._mapping.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

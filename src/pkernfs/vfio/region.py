@@ -6,11 +6,11 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from pkernfs.errors import PkernfsError
 from pkernfs.vfio import uapi
+from pkernfs.vfio.closing import Closing
 
 
 class Registers(Protocol):
@@ -127,7 +127,7 @@ class Region:
         )
 
 
-class MappedRegion:
+class MappedRegion(Closing):
     """A BAR mapped into this process; a context manager.
 
     An index into a memoryview of format I or Q is one aligned load or store of 4 or 8 bytes
@@ -168,17 +168,6 @@ class MappedRegion:
         self._words.release()
         self._quads.release()
         self._mapping.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def map_areas(info: uapi.vfio_region_info, sparse: tuple[MapArea, ...]) -> tuple[MapArea, ...]:
