@@ -18,12 +18,30 @@ def kernel_says(host: Machine, text: str) -> list[float]:
     return [line.at for line in host.console.lines if text in line.text]
 
 
-def update(host: Machine, kernel: str) -> None:
-    """``pkernfs update`` to one of the lab's kernels, until that one runs."""
+def load(host: Machine, mode: str, kernel: str) -> None:
+    """Load a kernel by kexec, as others than pkernfs do.
+
+    :param mode: ``-l`` for a kexec, ``-p`` for after a crash.
+    """
+    version = host.stack.host.kernel(kernel)
+    words = host.sh("cat /proc/cmdline").check().stdout.split()
+    if mode == "-p":
+        words = [*(word for word in words if "crashkernel=" not in word), "nr_cpus=1"]
+    command = ["kexec", "-s", mode, f"/boot/vmlinuz-{version}"]
+    command += [f"--initrd=/boot/pkernfs-lab-initrd-{version}", f"--append={' '.join(words)}"]
+    host.run(command).check()
+
+
+def update(host: Machine, kernel: str, *more: str, initrd: str | None = None) -> None:
+    """``pkernfs update`` to one of the lab's kernels, until that one runs.
+
+    :param more: further arguments.
+    :param initrd: a file in the host; the lab's initrd by default.
+    """
     version = host.stack.host.kernel(kernel)
     words = ["--kernel", f"/boot/vmlinuz-{version}"]
-    words += ["--initrd", f"/boot/pkernfs-lab-initrd-{version}"]
-    result = host.run(["pkernfs", "update", *words])
+    words += ["--initrd", initrd or f"/boot/pkernfs-lab-initrd-{version}"]
+    result = host.run(["pkernfs", "update", *words, *more])
     if result.status is not None:
         result.check()
         raise AssertionError("pkernfs update came back without an error")

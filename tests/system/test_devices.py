@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from pkernfs.errors import PkernfsError
 from pkernfs.lab import devices
 from pkernfs.lab.machine import HostConfig, Machine, poll
-from pkernfs.lab.memory import HIGH_START
+from pkernfs.lab.memory import HIGH_START, Layout
 from tests.answers import answers
 
 from . import device_host as on
@@ -23,9 +24,22 @@ pytestmark = pytest.mark.system
 SCRIPT = Path(__file__).parent / "scripts" / "handover_edu.py"
 
 
-def edu_host(kernel: str, *extra: str) -> Machine:
-    """A host with two edu devices."""
-    return Machine(HostConfig(kernel=kernel, extra=(*on.EDUS, *extra), allowed=devices.EXPECTED))
+def edu_host(kernel: str, *append: str, allowed: tuple[str, ...] = (), nodes: int = 1) -> Machine:
+    """A host with two edu devices.
+
+    :param append: more words for the boot line.
+    :param allowed: more lines of the kernel log that are expected.
+    :param nodes: NUMA nodes, each with a store.
+    """
+    return Machine(
+        HostConfig(
+            kernel=kernel,
+            layout=Layout.of(nodes=nodes),
+            extra=on.EDUS,
+            append=append,
+            allowed=(*devices.EXPECTED, *allowed),
+        )
+    )
 
 
 @pytest.fixture(params=["6.12", "7.3"])
@@ -34,16 +48,16 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield machine
 
 
-def in_use(host: Machine) -> None:
+def in_use(host: Machine, file: str = devices.EDU_FILE) -> None:
     """Both devices in use by VFIO, the first one preserved."""
     host.upload(SCRIPT)
-    devices.start_edu(host, on.EDU, on.OTHER)
+    devices.start_edu(host, on.EDU, on.OTHER, file=file)
     host.run(["pkernfs", "device", "preserve", on.EDU]).check()
 
 
-def steps(host: Machine, *modes: str) -> dict[str, dict[str, Any]]:
+def steps(host: Machine, *modes: str, file: str = devices.EDU_FILE) -> dict[str, dict[str, Any]]:
     """What the script says about taking the preserved device over, by step."""
-    argv = ["python3", f"/mnt/share/{SCRIPT.name}", devices.EDU_FILE, on.EDU, *modes]
+    argv = ["python3", f"/mnt/share/{SCRIPT.name}", file, on.EDU, *modes]
     lines = host.run(argv, env=devices.ENV).check().stdout.splitlines()
     return {value["step"]: value for value in map(json.loads, lines)}
 
@@ -61,6 +75,11 @@ def test_taken_over_step_by_step(host: Machine) -> None:
     other = devices.poke_edu(host, on.OTHER, "all")
     assert (other["master"], other["landed"]) == (False, False)
     poll(lambda: bool(devices.faults(host, on.OTHER)), 20, "a fault of the device that is cut off")
+    # Until it is adopted, the memory that it works on stays where it is.
+    assert "in use" in refusal(host, "rmmod pkernfs_dma")
+    for command in ("truncate -s 1M", "fallocate -p -o 2M -l 2M", "rm"):
+        assert "busy" in refusal(host, f"{command} /mnt/pkernfs/edu"), command
+    assert "busy" in refusal(host, f"rm /mnt/pkernfs/iommu/{on.EDU}")
     done = steps(host, "wrong")
     refused = {step: value["refused"] for step, value in done.items() if "refused" in value}
     at = f"can't be adopted: {on.EDU}: "
@@ -68,6 +87,8 @@ def test_taken_over_step_by_step(host: Machine) -> None:
     assert f"{at}IOVA 0x40000000 was read-write" in refused["adopt: nothing mapped"]
     assert "now unmapped" in refused["adopt: nothing mapped"]
     assert f"{at}IOVA 0x40000000 was read-write" in refused["adopt: shifted"]
+    assert f"{at}IOVA 0x40000000 was read-write" in refused["adopt: other file"]
+    assert "now read-write at" in refused["adopt: other file"]
     assert "now read at" in refused["adopt: read only"]
     assert f"{at}IOVA 0x42000000 was read-write" in refused["adopt: half"]
     landed = {step: value["landed"] for step, value in done.items() if "landed" in value}
@@ -76,19 +97,29 @@ def test_taken_over_step_by_step(host: Machine) -> None:
     assert done["opened"]["state"] == "preserved"
     assert done["opened"]["switch_us"] > 0
     # Back to ordinary: the tables are given back, the file is free, the module can go.
+    assert on.EDU not in host.sh("ls /mnt/pkernfs/iommu").check().stdout
     host.run(["pkernfs", "device", "release", on.EDU]).check()
     host.sh("rm /mnt/pkernfs/edu && rm -f /mnt/pkernfs/iommu/* && rmmod pkernfs_dma").check()
     assert all("fault addr 0x4" in line for line in devices.faults(host, on.EDU))
     assert len(devices.faults(host, on.EDU)) == 1
 
 
-def test_switched_on_demand(host: Machine) -> None:
-    in_use(host)
-    on.update(host, host.config.kernel)
-    done = steps(host, "explicit")
-    assert done["adopt: explicit"]["refused"] == ""
-    assert done["explicit"]["state"] == "preserved"
-    assert [s for s, v in done.items() if v.get("landed") is False] == ["unmapped"]
+@pytest.mark.parametrize("kernel", ["6.12", "7.3"])
+def test_switched_on_demand(kernel: str) -> None:
+    """Two devices in one VFIO container, as those of one guest; its memory in a second store."""
+    file = "/mnt/pkernfs-node1/edu"
+    with edu_host(kernel, nodes=2) as host:
+        in_use(host, file)
+        host.run(["pkernfs", "device", "preserve", on.OTHER]).check()
+        on.update(host, kernel)
+        assert "busy" in refusal(host, f"truncate -s 1M {file}")
+        done = steps(host, "explicit", f"beside={on.OTHER}", file=file)
+        assert done["adopt: explicit"]["refused"] == ""
+        assert done["explicit"]["state"] == "preserved"
+        assert done["second joined"]["state"] == "inherited"
+        assert done["second opened"]["state"] == "preserved"
+        assert [s for s, v in done.items() if v.get("landed") is False] == ["unmapped"]
+        assert devices.faults(host, on.OTHER) == []
 
 
 def test_what_is_guarded(host: Machine) -> None:
@@ -140,6 +171,11 @@ def test_no_room_no_update(host: Machine) -> None:
     refusal(host, "pkernfs update")
     assert host.sh("cat /proc/sys/kernel/random/boot_id").stdout == boot_id
     assert host.sh("cat /sys/fs/pkernfs_dma/arm").stdout.strip() == "0"
+    # A reboot is one, armed or not.
+    host.sh("rm /mnt/pkernfs/fill && echo 1 >/sys/fs/pkernfs_dma/arm").check()
+    host.sh("(sleep 0.2; reboot -f) >/dev/null 2>&1 &")
+    poll(lambda: bool(on.kernel_says(host, "reboot: machine restart")), 60, "no reboot")
+    assert not on.kernel_says(host, "handed over")
 
 
 @answers(
@@ -191,13 +227,58 @@ def test_an_unknown_kernel(host: Machine) -> None:
     host.sh("touch /mnt/pkernfs/there && modprobe pkernfs_dma && rmmod pkernfs_dma").check()
 
 
-def test_an_ordinary_kexec_and_reboot_are_ordinary(host: Machine) -> None:
+def test_an_unknown_kernel_inherits_a_device() -> None:
+    """The host boots and mounts; the device works on until a module that fits cuts it off."""
+    with edu_host("6.12") as host:
+        in_use(host)
+        with pytest.raises(PkernfsError, match="taking devices over"):
+            on.update(host, "7.3", "--append", "pkernfs_dma.require=no_such_function")
+        assert on.kernel_says(host, "refused: this kernel has no no_such_function")
+        assert host.sh("stat -c %s /mnt/pkernfs/edu").check().stdout.strip() == str(64 << 20)
+        assert devices.poke_edu(host, on.EDU)["landed"] is True
+        host.sh("modprobe pkernfs_dma require=pci_clear_master").check()
+        assert on.kernel_says(host, f"{on.EDU} is cut off: no record speaks for its tables")
+        poked = devices.poke_edu(host, on.EDU, "all")
+        assert (poked["master"], poked["landed"]) == (False, False)
+        host.sh("echo there >/mnt/pkernfs/new && rm /mnt/pkernfs/edu").check()
+
+
+def test_no_other_vfio_than_groups_and_containers(host: Machine) -> None:
+    """Debian builds its kernels without iommufd. Once it does, adoption has to be tried with it."""
+    assert host.sh("grep CONFIG_IOMMUFD= /boot/config-$(uname -r)").stdout == ""
+    assert host.sh("modinfo iommufd").status != 0
+
+
+def test_others_are_as_on_a_stock_kernel() -> None:
+    """A kexec by somebody else, and a crash, even with a hand-over armed."""
+    expected = ("sysrq", "Kernel panic - not syncing: sysrq triggered crash")
+    with edu_host("6.12", "crashkernel=512M", allowed=expected) as host:
+        in_use(host)
+        host.sh("echo 1 >/sys/fs/pkernfs_dma/arm").check()
+        on.load(host, "-l", "7.3")
+        assert host.sh("kexec -e").status is None
+        host.wait_reboot()
+        assert on.kernel_says(host, "not handed over: this kexec is not by the process that armed")
+        assert not on.kernel_says(host, "pkernfs_dma: handed over")
+        assert not on.kernel_says(host, "Copied translation tables")
+        assert devices.poke_edu(host, on.EDU)["master"] is False
+
+        in_use(host)
+        host.sh("echo 1 >/sys/fs/pkernfs_dma/arm").check()
+        on.load(host, "-p", "7.3")
+        host.sh("(sleep 0.2; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+        host.wait_reboot()
+        assert not on.kernel_says(host, "pkernfs_dma: handed over")
+        # A crash kernel it stays: there is a dump to take, and the module keeps away.
+        host.sh("test -s /proc/vmcore && ls /mnt/pkernfs/edu").check()
+        refusal(host, "modprobe pkernfs_dma")
+        assert on.kernel_says(host, "refused: this kernel was started after a crash")
+
+
+def test_an_ordinary_kexec_is_ordinary(host: Machine) -> None:
     in_use(host)
     # Not armed: as on a stock kernel.
-    host.sh(
-        "v=$(uname -r); kexec -s -l /boot/vmlinuz-$v --initrd=/boot/pkernfs-lab-initrd-$v"
-        " --reuse-cmdline"
-    ).check()
+    on.load(host, "-l", host.config.kernel)
     assert host.sh("kexec -e").status is None
     host.wait_reboot()
     time.sleep(1)

@@ -15,6 +15,7 @@ from pkernfs.store.findings import Verdict
 from pkernfs.store.image import open_image
 from tests.conftest import HostFactory
 
+from . import device_host
 from .scripts import hammer
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
@@ -35,24 +36,6 @@ def _acknowledged(host: Machine) -> dict[str, int]:
         if found:
             last[found[1]] = max(last.get(found[1], 0), int(found[2]))
     return last
-
-
-def _load_crash_kernel(host: Machine, kernel: str) -> None:
-    """As kdump-tools does it: the running boot line, one processor, no second crash kernel."""
-    version = next(
-        name
-        for name in host.sh("ls /lib/modules").check().stdout.split()
-        if name.startswith(f"{kernel}.")
-    )
-    words = host.sh("cat /proc/cmdline").check().stdout.split()
-    line = " ".join([*(word for word in words if "crashkernel=" not in word), "nr_cpus=1"])
-    host.run(
-        [
-            *("kexec", "-s", "-p", f"/boot/vmlinuz-{version}"),
-            f"--initrd=/boot/pkernfs-lab-initrd-{version}",
-            f"--append={line}",
-        ]
-    ).check()
 
 
 def _wait_for_versions(host: Machine) -> None:
@@ -86,7 +69,7 @@ def test_a_panic_leaves_a_clean_store(
         append=("crashkernel=512M",),
         allowed=("sysrq", "Kernel panic - not syncing: sysrq triggered crash"),
     )
-    _load_crash_kernel(host, crash_kernel)
+    device_host.load(host, "-p", crash_kernel)
     script = host.upload(_SCRIPT)
     count = f"{_WRITERS} {_CHURNERS}"
     host.sh(f"python3 {script} /mnt/pkernfs/hammer /dev/ttyS1 {count} >/dev/null 2>&1 &").check()

@@ -87,9 +87,12 @@ def wait_log(host: Machine, name: str, word: str, timeout: float = 120) -> str:
     return text
 
 
-def start_edu(host: Machine, *names: str) -> None:
-    """Use edu devices through VFIO, until the host's kernel is replaced."""
-    start(host, "edu", f"python3 -m pkernfs.vfio.edu_program start {EDU_FILE} {' '.join(names)}")
+def start_edu(host: Machine, *names: str, file: str = EDU_FILE) -> None:
+    """Use edu devices through VFIO, until the host's kernel is replaced.
+
+    :param file: what they do DMA to.
+    """
+    start(host, "edu", f"python3 -m pkernfs.vfio.edu_program start {file} {' '.join(names)}")
     wait_log(host, "edu", '"ready"')
 
 
