@@ -190,6 +190,11 @@ def test_nobody_uses_it(host: Machine) -> None:
     assert "no PCI device" in refusal(host, "pkernfs device preserve 0000:00:1c.0")
 
 
+@answers(
+    phase="next kernel",
+    failure="what it is told about preserved devices is damaged",
+    outcome="these devices are cut off; memory and store are whole",
+)
 def test_a_damaged_record_cuts_the_device_off(host: Machine) -> None:
     in_use(host)
 
@@ -227,6 +232,11 @@ def test_an_unknown_kernel(host: Machine) -> None:
     host.sh("touch /mnt/pkernfs/there && modprobe pkernfs_dma && rmmod pkernfs_dma").check()
 
 
+@answers(
+    phase="next kernel",
+    failure="the module for devices refuses it",
+    outcome="it boots and mounts; devices work on, a module that fits cuts them off",
+)
 def test_an_unknown_kernel_inherits_a_device() -> None:
     """The host boots and mounts; the device works on until a module that fits cuts it off."""
     with edu_host("6.12") as host:
@@ -249,6 +259,11 @@ def test_no_other_vfio_than_groups_and_containers(host: Machine) -> None:
     assert host.sh("modinfo iommufd").status != 0
 
 
+@answers(
+    phase="up to the jump",
+    failure="a kexec by another program, or a crash, while devices are ready",
+    outcome="an ordinary one: devices are not handed over",
+)
 def test_others_are_as_on_a_stock_kernel() -> None:
     """A kexec by somebody else, and a crash, even with a hand-over armed."""
     expected = ("sysrq", "Kernel panic - not syncing: sysrq triggered crash")
