@@ -130,7 +130,7 @@ def _guest(
 
 
 def _untouched(guest: dict[str, Any]) -> dict[str, Any]:
-    """A guest of an update that was given up: if it was not paused yet, it has just gone on."""
+    """A guest of an update that did not come to an end: if it was not paused, it runs on."""
     if guest["survived"] or guest["stopped_s"] is not None or guest["error"] != _NO_RESULT:
         return guest
     return {**guest, "survived": True, "error": ""}
@@ -187,7 +187,7 @@ def build(places: Places, update: str) -> dict[str, Any]:
     spans = _spans(records, times)
     guests = [_guest(records, times, spans, guest) for guest in plan.guests]
     outcome, text = _outcome(plan, records, guests)
-    if outcome == "rolled back":
+    if outcome in ("rolled back", "not finished"):
         guests = [_untouched(guest) for guest in guests]
     scale = times.scale
     return {

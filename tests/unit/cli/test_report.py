@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from pkernfs.cli import report as showing
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.update import handover, plan
 from pkernfs.update import resume as resuming
+from pkernfs.update.timeline import Record
 from tests.unit.update.test_update import FakeKexec, jumper, kexec_to
 from tests.unit.vmm.fakes import FakeHost
 
@@ -124,3 +126,23 @@ def test_what_is_tried_again_later_does_not_stretch_the_phases(
     assert len(starts) == 2
     assert all(span["start_s"] <= span["end_s"] for span in guest["phases"])
     assert guest["stopped_s"] < starts[0]["start_s"] < starts[1]["start_s"] < guest["running_s"]
+
+
+def test_a_report_of_an_update_that_is_under_way(host: FakeHost, jumper: FakeKexec) -> None:
+    """Asked when no guest is paused yet, and when it is."""
+    host.start("a")
+    seen: list[dict[str, Any]] = []
+
+    def watch(news: object) -> None:
+        if isinstance(news, Record) and (news.event, news.subject) in (
+            ("end", "load"),
+            ("moment", "state bytes"),
+        ):
+            seen.append(showing.find(host.places.store, None, None))
+
+    with pytest.raises(PkernfsError, match="refuses to start"):
+        handover.update(host.machine, host.places, handover.Request(), watch)
+    assert [report["outcome"] for report in seen] == ["not finished", "not finished"]
+    before, paused = (report["vms"][0] for report in seen)
+    assert (before["survived"], before["error"]) == (True, "")
+    assert (paused["survived"], paused["error"]) == (False, "not resumed")

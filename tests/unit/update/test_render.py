@@ -337,3 +337,10 @@ def test_an_update_that_was_given_up_says_which_kernel_stayed() -> None:
     assert rendered.startswith("update 20261122-130535-c587: rolled back (no room)\n")
     assert "kernel 6.12.1, which was not replaced" in rendered
     assert re.search(r"^a .*  runs$", rendered, re.M)
+
+
+def test_an_update_that_is_under_way_says_what_it_is_up_to() -> None:
+    host = {"kernel_before": "6.12.1", "kernel_after": "6.12.1"}
+    report = _report(_guest("a"), outcome="not finished", kernel_planned="7.3.4", host=host)
+    rendered = text.render(ReportView.of(report))
+    assert "kernel 6.12.1 -> 7.3.4, which has not reported yet" in rendered

@@ -120,6 +120,7 @@ def _cut_off(value: Mapping[str, Any]) -> DeviceView:
 class ReportView:
     """A whole report.
 
+    :ivar kernel_planned: the kernel that was to be started; empty in older reports.
     :ivar cut_off: devices that were not preserved and that the lab watched.
     :ivar exact_to_s: how exact times over the whole update are, seconds.
     """
@@ -129,6 +130,7 @@ class ReportView:
     text: str
     kernel_before: str
     kernel_after: str
+    kernel_planned: str
     store: str | None
     phases: tuple[Span, ...]
     guests: tuple[GuestView, ...]
@@ -151,6 +153,7 @@ class ReportView:
                 text=str(report.get("text") or ""),
                 kernel_before=str(report["host"]["kernel_before"]),
                 kernel_after=str(report["host"]["kernel_after"]),
+                kernel_planned=str(report.get("kernel_planned") or ""),
                 store=report.get("store"),
                 phases=_spans(report["phases"]),
                 guests=tuple(GuestView.of(value) for value in report["vms"]),
@@ -167,6 +170,8 @@ class ReportView:
     @property
     def kernels(self) -> str:
         """From which kernel to which."""
+        if self.outcome == "not finished" and self.kernel_planned:
+            return f"{self.kernel_before} -> {self.kernel_planned}, which has not reported yet"
         if self.kernel_before == self.kernel_after:
             return f"{self.kernel_before}, which was not replaced"
         return f"{self.kernel_before} -> {self.kernel_after}"
