@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import kernels, kexec
+from pkernfs.host import grub, kernels, kexec
 from pkernfs.host.bootline import is_reserved, reserving_word
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import FSTYPE, MODULE, Machine
@@ -82,10 +82,11 @@ def _range(machine: Machine) -> Iterator[Finding]:
         yield blocker(topic, error.what, error.hint, "range.unreadable")
         return
     if not regions:
+        coming = grub.regions(machine)
         yield blocker(
             topic,
-            "no range of memory is given to pkernfs",
-            "pkernfs reserve --size SIZE, then reboot",
+            "no range of memory is given to pkernfs" + (" before the next boot" if coming else ""),
+            "reboot" if coming else "pkernfs reserve --size SIZE, then reboot",
             "range.none",
         )
     for region in regions:

@@ -16,6 +16,7 @@ from pkernfs.host import grub
 from pkernfs.host.machine import Machine
 from pkernfs.host.ranges import Range, Region
 from pkernfs.host.reserve import boot_words
+from tests.answers import answers
 
 _name = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,30}", fullmatch=True)
 _region = st.builds(
@@ -94,6 +95,11 @@ def test_update_grub_runs_with_the_new_file(
     assert own.stat().st_mode & 0o777 == 0o644
 
 
+@answers(
+    phase="input",
+    failure="update-grub fails with the new regions",
+    outcome="the file for GRUB is as it was before",
+)
 @pytest.mark.parametrize("before", [None, ["memmap=1G$0x100000000"]])
 def test_a_failing_update_grub_leaves_the_file_as_it_was(
     machine: Machine,

@@ -29,6 +29,7 @@ from pkernfs.host.reserve import (
     remove,
     terrain,
 )
+from tests.answers import answers
 from tests.unit.host.test_numa import RECORDED
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -126,6 +127,11 @@ def test_what_fits_is_not_refused(map_: Terrain, size: int, node: int) -> None:
 FLAT = Terrain((Range(0, 2 * GIB), Range(4 * GIB, 12 * GIB)), (), (Node(0, (Range(0, 1 << 60),)),))
 
 
+@answers(
+    phase="input",
+    failure="a region of a size that does not fit, or on a node that is not there",
+    outcome="refused, nothing written; the message says what would fit",
+)
 @pytest.mark.parametrize(
     ("size", "node", "says"),
     [

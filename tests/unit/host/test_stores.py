@@ -13,13 +13,15 @@ from types import SimpleNamespace
 import pytest
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import doctor, numa
+from pkernfs.host import doctor, grub, numa
 from pkernfs.host.doctor import Status
-from pkernfs.host.ranges import Range
+from pkernfs.host.ranges import Range, Region
+from pkernfs.host.reserve import boot_words
 from pkernfs.host.stores import mount_stores, require_any, stores
 from pkernfs.vmm import guests
 from pkernfs.vmm.config import Guest, Places
 from pkernfs.vmm.placement import choose_store
+from tests.answers import answers
 from tests.unit.vmm.fakes import RAM, FakeHost
 
 GIB = 1 << 30
@@ -94,6 +96,11 @@ def test_a_store_that_can_not_be_mounted_says_why(
     ]
 
 
+@answers(
+    phase="next kernel",
+    failure="one of several stores can't be mounted, the first one too",
+    outcome="the guests of the others run; resume says which store and why",
+)
 def test_the_first_store_does_not_hold_the_others_back(
     several: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,3 +248,21 @@ def test_doctor_looks_at_every_store(several: FakeHost) -> None:
     _unmount(several, first)
     assert _stores_found(several)[0][0] is Status.BLOCKER
     assert _stores_found(several)[2] == (Status.OK, f"mounted at {node1}")
+
+
+def test_doctor_knows_what_the_next_boot_brings(host: FakeHost) -> None:
+    host.put("sys/module/pkernfs/parameters/region", "(null)")
+    host.put("proc/cmdline", "quiet")
+
+    def found() -> list[tuple[str, str]]:
+        findings = doctor.examine(host.machine, host.places.store, None)
+        return [(f.text, f.hint) for f in findings if f.id == "range.none"]
+
+    assert found() == [
+        (
+            "no range of memory is given to pkernfs",
+            "pkernfs reserve --size SIZE, then reboot",
+        )
+    ]
+    host.put(grub.DROP_IN, grub.render(boot_words([Region("", Range(4 * GIB, GIB))])))
+    assert found() == [("no range of memory is given to pkernfs before the next boot", "reboot")]
