@@ -55,6 +55,8 @@ lint: $(READY)
 
 # A full run writes docs/benchmarks.md, a quick one only build/bench/benchmarks.md.
 bench: $(READY)
+	$(VENV)/bin/python -m bench.ratios --part guests
+	$(VENV)/bin/python -m bench.ratios --part size $(if $(filter quick,$(BENCH)),,--docs)
 	$(VENV)/bin/python -m bench $(if $(filter quick,$(BENCH)),--quick,--docs)
 
 # Both come from the parser of the command line itself.
