@@ -549,8 +549,8 @@ def test_a_guest_that_does_not_start_holds_nobody_back(
     host.start("a", "-mute-when-incoming")
     host.start("b")
     kexec_to(host, jumper)
-    monkeypatch.setattr(launch, "SLOT_S", 0.3)
-    monkeypatch.setattr(launch, "START_S", 3.0)
+    monkeypatch.setattr(launch, "SLOT_S", 2.0)
+    monkeypatch.setattr(launch, "START_S", 6.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     begun = _begin(host)
     assert begun is not None
@@ -559,7 +559,7 @@ def test_a_guest_that_does_not_start_holds_nobody_back(
         ("b", True),
     ]
     bad, good = resuming.resume(host.machine, host.places, early=begun).guests
-    assert "did not start within 3 s" in bad.error
+    assert "did not start within 6 s" in bad.error
     assert not good.error
     assert host.states() == {"a": "saved", "b": "running"}
 
