@@ -73,28 +73,37 @@ def running_on(processors: list[int]) -> Iterator[None]:
 def nodes(machine: Machine) -> tuple[Node, ...]:
     """Every node of this machine, by number.
 
-    What the kernel itself shows of a node's memory lacks what the boot line reserves, so
-    the firmware's table is read, and checked against the kernel's view.
+    What the kernel itself shows of a node's memory lacks what the boot line reserves, and a
+    node without processors all of whose memory is reserved is not shown at all. So the
+    firmware's table is read, and checked against the kernel's view.
 
     :raises PkernfsError: the firmware's table can't be read, or the kernel sees it differently.
     """
-    known = online(machine)
-    if known == [0]:
-        # One node, or the kernel was told to ignore the table (numa=off).
+    one = online(machine) == [0]
+    table = _table(machine)
+    if table is None and not one:
+        raise PkernfsError("the firmware's table of NUMA nodes can't be read", "run it as root")
+    if table is None or "off" in machine.boot_line.values("numa"):
         return (Node(0, (_EVERYTHING,)),)
     from pkernfs.host.srat import memory_of_nodes
 
-    try:
-        table = (machine.root / _SRAT).read_bytes()
-    except OSError as error:
-        raise PkernfsError(
-            f"the firmware's table of NUMA nodes can't be read: {error.strerror}", "run it as root"
-        ) from error
     found = tuple(
         Node(number, tuple(memory)) for number, memory in sorted(memory_of_nodes(table).items())
     )
-    _check(machine, found)
+    try:
+        _check(machine, found)
+    except PkernfsError:
+        if one:  # the kernel did not believe the table, and has a single node
+            return (Node(0, (_EVERYTHING,)),)
+        raise
     return found
+
+
+def _table(machine: Machine) -> bytes | None:
+    try:
+        return (machine.root / _SRAT).read_bytes()
+    except OSError:
+        return None
 
 
 def _check(machine: Machine, found: tuple[Node, ...]) -> None:

@@ -129,6 +129,25 @@ def test_a_machine_of_one_node_needs_no_table(tmp_path: Path, online: str) -> No
     assert (node.number, node.contains(Range(1 << 40, 1 << 40))) == (0, True)
 
 
+def test_a_node_that_is_all_reserved_is_known_all_the_same(tmp_path: Path) -> None:
+    machine = _host(tmp_path, "0")
+    (tmp_path / "sys/devices/system/node/node0/memory0").mkdir()
+    assert [node.number for node in numa.nodes(machine)] == [0, 1]
+
+
+def test_a_table_that_the_kernel_does_not_use_is_not_used(tmp_path: Path) -> None:
+    machine = _host(tmp_path, "0")
+    (tmp_path / "sys/devices/system/node/node0/memory48").mkdir()
+    assert [node.number for node in numa.nodes(machine)] == [0]
+
+
+def test_a_kernel_that_was_told_to_has_one_node(tmp_path: Path) -> None:
+    machine = _host(tmp_path, "0")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cmdline").write_text("quiet numa=off\n")
+    assert [node.number for node in numa.nodes(machine)] == [0]
+
+
 def test_what_is_started_runs_on_the_processors_of_a_node() -> None:
     before = os.sched_getaffinity(0)
     one = max(before)
