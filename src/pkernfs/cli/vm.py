@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     vm.command("list")(list_)
     vm.command("set")(set_)
     vm.command("stop")(stop)
+    vm.command("adopt")(adopt)
     app.add_typer(vm, name="vm")
 
 
@@ -176,3 +177,54 @@ def stop(
     guests.stop(places, name, force=force, delete=delete, timeout=timeout)
     systemd.leave_unit(name, Machine())
     print(f"{name} is off" + (" and removed" if delete else ""))
+
+
+def adopt(
+    qmp: Annotated[
+        Path | None, typer.Option(metavar="SOCKET", help="QMP socket that nobody is using.")
+    ] = None,
+    libvirt: Annotated[
+        str | None, typer.Option(metavar="DOMAIN", help="Or: a running domain of libvirt's.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What to call it; default: as QEMU does.")
+    ] = None,
+    store: _Store = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Take a guest over that someone else started, if its memory lies in a store.
+
+    It runs on as it is, and updates take it along. The next kernel starts its QEMU anew, with
+    the same arguments but for what is said here.
+    """
+    from pkernfs.errors import UsageError
+    from pkernfs.host import systemd
+    from pkernfs.host.machine import Machine
+    from pkernfs.host.ranges import format_size
+    from pkernfs.host.stores import require_any
+    from pkernfs.vmm import adopt as adopting
+    from pkernfs.vmm.config import Places
+
+    if (qmp is None) == (libvirt is None):
+        raise UsageError("which guest?", "--qmp SOCKET or --libvirt DOMAIN, one of them")
+    machine = Machine()
+    require_any(machine, store)
+    places = Places.on(machine, store)
+    if libvirt is not None:
+        from pkernfs.vmm import adopt_libvirt
+
+        adopted = adopt_libvirt.adopt(places, libvirt, name, machine)
+    else:
+        assert qmp is not None
+        adopted = adopting.adopt(places, qmp, name, machine)
+    systemd.enter_units([adopted.name], machine)
+    if as_json:
+        import dataclasses
+        import json
+
+        print(json.dumps({"schema": "pkernfs-adopted/1", **dataclasses.asdict(adopted)}, indent=1))
+        return
+    size = format_size(adopted.ram_bytes)
+    print(f"{adopted.name} is adopted: {size} of memory, process {adopted.pid}")
+    for note in adopted.notes:
+        print(f"after an update: {note}")

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pkernfs.errors import UsageError
-from pkernfs.vmm.config import GuestConfig
+from pkernfs.vmm.config import RAM_ID, GuestConfig
 
-RAM_ID = "pkernfs-ram"
 _MONITOR = "pkernfs-qmp"
 
 _BACKGROUND = "a guest in the background has no terminal: -chardev file,...,append=on or socket,..."

@@ -27,6 +27,9 @@ from pkernfs.host.stores import stores
 CONFIG_SCHEMA = "pkernfs-vm/1"
 SAVED_SCHEMA = "pkernfs-saved/1"
 
+#: Id of QEMU's object that is the guest's memory.
+RAM_ID = "pkernfs-ram"
+
 #: Short enough for the path of a unix socket (108 bytes, unix(7)), and for a directory.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
 
@@ -130,6 +133,7 @@ class GuestConfig:
     :ivar directory: working directory, for relative paths in the arguments.
     :ivar node: NUMA node whose processors run it; None: all of them.
     :ivar priority: guests of a higher one are paused later by an update, and run again earlier.
+    :ivar ram_id: id of QEMU's object that is its memory; another one if it was adopted.
     """
 
     name: str
@@ -141,6 +145,7 @@ class GuestConfig:
     directory: str
     node: int | None = None
     priority: int = 0
+    ram_id: str = RAM_ID
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 from pkernfs.errors import PkernfsError
 from pkernfs.vmm import protocol
-from pkernfs.vmm.command import RAM_ID
-from pkernfs.vmm.config import Guest
+from pkernfs.vmm.config import RAM_ID, Guest
 from pkernfs.vmm.process import log_tail
 
 #: How long a healthy QEMU may take to answer (seconds); it is slow under emulation.
@@ -144,15 +143,18 @@ class Monitor:
             answer = await self.execute("x-query-ramblock")
         except PkernfsError:
             return 64 << 20
-        return sum_other_memory(answer["human-readable-text"])
+        return sum_other_memory(answer["human-readable-text"], self.guest.config().ram_id)
 
 
-def sum_other_memory(table: str) -> int:
-    """Add up the sizes in x-query-ramblock's table, but for the guest's memory proper."""
+def sum_other_memory(table: str, ram_id: str = RAM_ID) -> int:
+    """Add up the sizes in x-query-ramblock's table, but for the guest's memory proper.
+
+    :param ram_id: id of the object that is the guest's memory.
+    """
     total = 0
     for line in table.splitlines()[1:]:
         sizes = re.findall(r"0x[0-9a-f]+", line)
-        if RAM_ID not in line and len(sizes) >= 2:
+        if ram_id not in line and len(sizes) >= 2:
             total += int(sizes[1], 16)
     return total
 

@@ -69,6 +69,10 @@ class FakeQemu:
             return {"error-desc": self.error, "status": status, **blocked}
         if command == "query-migrate-parameters":
             return self.settings
+        if command == "query-version":
+            return {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
+        if command == "qom-list":
+            return [{"name": "nic", "type": "child<fake-nic>"}]
         if command == "x-query-ramblock":
             table = (
                 "Name PSize Offset Used Total HVA RO\n"
