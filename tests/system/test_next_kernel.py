@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 
 from pkernfs.lab import demo
 from pkernfs.lab.machine import Machine
+from pkernfs.store import layout
 from tests.answers import answers
 from tests.conftest import HostFactory
 
@@ -19,6 +21,11 @@ from .tick import Tick
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 
+@answers(
+    phase="input",
+    failure="a store from a newer format version",
+    outcome="not mounted, not changed; pkernfs check names the version",
+)
 @answers(
     phase="resume",
     failure="a guest's QEMU does not start",
@@ -66,6 +73,37 @@ def test_a_guest_that_does_not_come_back_can_be_tried_again(new_host: HostFactor
     assert counts[0] < bad.wait_count(counts[0] + 1) < counts[0] + 2000
     assert counts[2] < unlucky.wait_count(counts[2] + 1) < counts[2] + 2000
     assert demo.report_of(host)["outcome"] == "completed"
+    for name in ("bad", "good", "unlucky"):
+        host.run(["pkernfs", "vm", "stop", name, "--force"]).check()
+    _of_another_version(host)
+
+
+def _of_another_version(host: Machine) -> None:
+    """Both super blocks get a version that is not known, from outside of the host."""
+    host.sh("umount /mnt/pkernfs").check()
+    with host.ram_file.open("r+b") as ram:
+        kept = {}
+        for slot in layout.SUPER_SLOTS:
+            at = host.range_file.offset + slot * layout.SLOT_SIZE
+            ram.seek(at)
+            kept[at] = ram.read(layout.SLOT_SIZE)
+            newer = bytearray(kept[at])
+            struct.pack_into("<I", newer, layout.SUPER.offsets["version"], layout.VERSION + 1)
+            checksum = layout.super_checksum(newer)
+            struct.pack_into("<I", newer, layout.SUPER.offsets["checksum"], checksum)
+            ram.seek(at)
+            ram.write(newer)
+        ram.flush()
+        refused = host.run(["pkernfs", "resume"])
+        assert refused.status == 1
+        assert "a newer version of pkernfs made it" in refused.stderr
+        assert f"format version {layout.VERSION + 1}" in host.run(["pkernfs", "check"]).stdout
+        for at, slot_content in kept.items():
+            ram.seek(at)
+            ram.write(slot_content)
+    host.run(["pkernfs", "mount"]).check()
+    assert lines(host, "ls /mnt/pkernfs/vms") == ["bad", "good", "unlucky"]
+    host.run(["pkernfs", "check"]).check()
 
 
 @answers(
