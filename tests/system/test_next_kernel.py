@@ -94,9 +94,9 @@ def _of_another_version(host: Machine) -> None:
             ram.seek(at)
             ram.write(newer)
         ram.flush()
-        refused = host.run(["pkernfs", "resume"])
-        assert refused.status == 1
-        assert "a newer version of pkernfs made it" in refused.stderr
+        result = host.run(["pkernfs", "resume"])
+        assert result.status == 1
+        assert "a newer version of pkernfs made it" in result.stderr
         assert f"format version {layout.VERSION + 1}" in host.run(["pkernfs", "check"]).stdout
         for at, slot_content in kept.items():
             ram.seek(at)
