@@ -167,7 +167,9 @@ def _under_lockdown(host: Machine, guest: Tick) -> None:
 
     Lockdown can't be taken back, so this is the last thing to do with a host.
     """
-    host.sh("echo integrity >/sys/kernel/security/lockdown").check()
+    security = "/sys/kernel/security"
+    host.sh(f"mountpoint -q {security} || mount -t securityfs none {security}").check()
+    host.sh(f"echo integrity >{security}/lockdown").check()
     host.allow("Lockdown: .* see man kernel_lockdown")
     refused(guest, "pkernfs update", "is not signed, and this machine loads signed modules only")
     # The size of the certificate table, in the fifth data directory of the PE header.
