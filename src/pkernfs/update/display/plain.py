@@ -10,7 +10,7 @@ from pkernfs.update.display.events import Event
 from pkernfs.words import count, size
 
 #: Phases that need no line of their own: they take no time, or a guest's own line has them.
-_SILENT = frozenset({"interpreter", "run", "kernel"})
+_SILENT = frozenset({"interpreter", "run", "kernel", "init"})
 
 
 def given_up(back: Sequence[str], lost: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from pkernfs.update.render.axis import Axis, duration, label
-from pkernfs.update.render.view import DeviceView, GuestView, ReportView, Span
+from pkernfs.update.render.view import GUEST_PHASES, DeviceView, GuestView, ReportView, Span
 
 WIDTH = 1000.0
 _MARGIN = 16.0
@@ -171,8 +171,8 @@ class _Picture:
         for span in self._view.phases:
             if span.name == "kernel":
                 self._kernel_label(span)
-            elif CLASSES.get(span.name) in ("before", "over", "after"):
-                self._bar(0, span, CLASSES[span.name])
+            elif span.name not in GUEST_PHASES:
+                self._bar(0, span, CLASSES.get(span.name, "after"))
         for row, guest in enumerate(self._view.guests, 1):
             self._guest(row, guest)
         first = 1 + len(self._view.guests)
