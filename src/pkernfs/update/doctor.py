@@ -96,7 +96,7 @@ def _units(machine: Machine) -> Iterator[Finding]:
         yield note(
             topic,
             f"{_TARGET} is not enabled: after an update nobody brings the guests back by itself",
-            f"systemctl enable {_TARGET} (packaging/systemd has the units)",
+            f"make install-units in the sources of pkernfs, then systemctl enable {_TARGET}",
             id="units.disabled",
         )
     else:
