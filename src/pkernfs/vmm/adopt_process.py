@@ -122,8 +122,11 @@ def _taps(pid: int, files: dict[int, str]) -> dict[int, str]:
     return found
 
 
-def parse_maps(text: str) -> tuple[Mapping, ...]:
-    """Files in a process's memory, from /proc/PID/maps (proc_pid_maps(5))."""
+def parse_maps(text: str, root: Path = Path("/")) -> tuple[Mapping, ...]:
+    """Files in a process's memory, from /proc/PID/maps (proc_pid_maps(5)).
+
+    :param root: the process's root directory, as seen from here.
+    """
     sizes: dict[tuple[str, bool], int] = {}
     for line in text.splitlines():
         fields = line.split(maxsplit=5)
@@ -132,12 +135,19 @@ def parse_maps(text: str) -> tuple[Mapping, ...]:
         first, last = (int(number, 16) for number in fields[0].split("-"))
         key = fields[5], fields[1][3] == "s"
         sizes[key] = sizes.get(key, 0) + last - first
-    return tuple(Mapping(Path(path), size, shared) for (path, shared), size in sizes.items())
+    return tuple(
+        Mapping(_inside(Path(path), root), size, shared) for (path, shared), size in sizes.items()
+    )
 
 
-def _link(path: Path) -> Path:
+def _inside(path: Path, root: Path) -> Path:
+    """A path as the process has it. Another mount namespace, as libvirt makes, may be a chroot."""
+    return Path("/") / path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _link(path: Path, root: Path) -> Path:
     """What is linked to, also if it was replaced on the disk since."""
-    return Path(str(path.readlink()).removesuffix(_DELETED))
+    return _inside(Path(str(path.readlink()).removesuffix(_DELETED)), root)
 
 
 def read(pid: int) -> Found:
@@ -150,6 +160,7 @@ def read(pid: int) -> Found:
         words = home.joinpath("cmdline").read_bytes().rstrip(b"\0").split(b"\0")
         status = home.joinpath("status").read_text(encoding="utf-8")
         files = _files(pid)
+        root = (home / "root").readlink()
         # The effective ids are the second ones (proc_pid_status(5)).
         ids = [
             int(re.search(rf"^{name}:\s+\d+\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
@@ -157,14 +168,14 @@ def read(pid: int) -> Found:
         ]
         return Found(
             pid=pid,
-            program=_link(home / "exe"),
+            program=_link(home / "exe", root),
             arguments=tuple(os.fsdecode(word) for word in words[1:]),
-            directory=_link(home / "cwd"),
+            directory=_link(home / "cwd", root),
             uid=ids[0],
             gid=ids[1],
             files=files,
             taps=_taps(pid, files),
-            mappings=parse_maps(home.joinpath("maps").read_text(encoding="utf-8")),
+            mappings=parse_maps(home.joinpath("maps").read_text(encoding="utf-8"), root),
         )
     except OSError as error:
         raise PkernfsError(f"process {pid} can't be looked at: {error.strerror}") from error
