@@ -2,11 +2,11 @@
 """How long guests stand still, as multiples of a bare kexec of the same kernel in the same run.
 
 ``python -m bench.ratios [--part guests|size] [--cpus N] [--guests N,...] [--rounds N]`` boots a
-virtual host and, again and again, starts its next kernel with kexec: bare, which takes to its
-first user program, and by ``pkernfs update`` with guests. Both are measured by the same clock,
-that of the machine which emulates the host, and each update is compared with the mean of the bare
-kexecs right before and right after it. The results go to ``build/bench/ratios-PART.json`` and, with
-``--docs``, to ``docs/blackout.md``.
+virtual host and, again and again, starts its next kernel with kexec: bare, until its first user
+program, and by ``pkernfs update`` with guests. Each update is compared with the mean of the bare
+kexecs right before and right after it: by the clock, and by the time that the emulated processor
+itself has run, which other work on the machine does not lengthen. The results go to
+``build/bench/ratios-PART.json`` and, with ``--docs``, to ``docs/blackout.md``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.meter import Meter
 from pkernfs.errors import PkernfsError
 from pkernfs.lab import demo
 from pkernfs.lab.console import Line
@@ -84,9 +85,11 @@ class Bare:
     """A bare kexec.
 
     :ivar seconds: from the old kernel's last word to the first user program of the new one.
+    :ivar run_s: the same by the emulated processor's own time, see :mod:`bench.meter`.
     """
 
     seconds: float
+    run_s: float
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Update:
     """An update.
 
     :ivar blackouts: of each guest, seconds, in the order in which they ran again.
+    :ivar runs: of each guest, the blackout by the emulated processor's own time.
     :ivar kernel_s: from the old kernel's last word to the first user program of the new one.
     :ivar phases: name to start and end, seconds since the update began.
     """
@@ -101,6 +105,7 @@ class Update:
     guests: int
     ram_bytes: int
     blackouts: tuple[float, ...]
+    runs: tuple[float, ...]
     kernel_s: float
     phases: dict[str, tuple[float, float]]
 
@@ -116,13 +121,14 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     load: list[float] = field(default_factory=list)
 
-    def floors(self) -> Iterator[tuple[Update, float]]:
-        """Each update with the mean of the bare kexecs around it, seconds."""
+    def floors(self) -> Iterator[tuple[Update, float, float]]:
+        """Each update with the mean of the bare kexecs around it: seconds, and processor's time."""
         for index, step in enumerate(self.steps):
             if isinstance(step, Update):
                 around = self.steps[max(0, index - 1) : index + 2]
-                bare = [it.seconds for it in around if isinstance(it, Bare)]
-                yield step, statistics.mean(bare)
+                bare = [it for it in around if isinstance(it, Bare)]
+                seconds = statistics.mean(it.seconds for it in bare)
+                yield step, seconds, statistics.mean(it.run_s for it in bare)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, and the ratios."""
@@ -135,9 +141,13 @@ class Results:
                 "shortest_s": round(min(update.blackouts), 3),
                 "ratio": round(max(update.blackouts) / floor, 3),
                 "first_ratio": round(min(update.blackouts) / floor, 3),
+                "floor_run_s": round(floor_run, 3),
+                "longest_run_s": round(max(update.runs), 3),
+                "ratio_run": round(max(update.runs) / floor_run, 3),
+                "first_ratio_run": round(min(update.runs) / floor_run, 3),
                 "outside_kernel": _shares(update),
             }
-            for update, floor in self.floors()
+            for update, floor, floor_run in self.floors()
         ]
         return {
             "schema": SCHEMA,
@@ -164,22 +174,23 @@ def _shares(update: Update) -> dict[str, float]:
     return parts
 
 
-def _between(lines: Sequence[Line], begin: str, end: str) -> float:
-    """Seconds between the first line with ``begin`` and the first with ``end`` after it."""
+def _between(lines: Sequence[Line], begin: str, end: str) -> tuple[float, float]:
+    """When the first line with ``begin`` came, and the first with ``end`` after it."""
     for index, line in enumerate(lines):
         if begin in line.text:
             later = next((it for it in lines[index:] if end in it.text), None)
             if later is not None:
-                return later.at - line.at
+                return line.at, later.at
     raise PkernfsError(f"the console has no {begin!r} followed by {end!r}")
 
 
 class Bench:
     """One host, and what was measured on it."""
 
-    def __init__(self, host: Machine, results: Results) -> None:
+    def __init__(self, host: Machine, results: Results, meter: Meter) -> None:
         self.host = host
         self.results = results
+        self._meter = meter
 
     def bare(self) -> None:
         """A bare kexec."""
@@ -188,22 +199,30 @@ class Bench:
         if done.status is not None:
             raise PkernfsError(f"no kexec: {done.stderr}")
         self.host.wait_reboot()
-        seconds = _between(self.host.console.since(mark), _JUMP, _FIRST)
-        self._add(Bare(seconds), f"bare kexec {seconds:.2f} s")
+        begin, end = _between(self.host.console.since(mark), _JUMP, _FIRST)
+        step = Bare(end - begin, self._meter.between(begin, end))
+        self._add(step, f"bare kexec {step.seconds:.2f} s, {step.run_s:.2f} s of the processor")
 
     def update(self, guests: int, ram_bytes: int) -> None:
         """An update with all guests that run."""
         mark = len(self.host.console.lines)
         demo.update(self.host, ["--kernel", f"/boot/vmlinuz-{self.host.version}"])
-        kernel_s = _between(self.host.console.since(mark), _JUMP, _FIRST)
+        begin, end = _between(self.host.console.since(mark), _JUMP, _FIRST)
         report = demo.report_of(self.host)
         wrong = [vm["name"] for vm in report["vms"] if not vm["survived"]]
         if wrong or len(report["vms"]) != guests:
             raise PkernfsError(f"not all guests survived: {wrong}")
         blackouts = tuple(sorted(float(vm["blackout_s"]) for vm in report["vms"]))
         phases = {it["name"]: (it["start_s"], it["end_s"]) for it in report["phases"]}
-        step = Update(guests, ram_bytes, blackouts, kernel_s, phases)
-        self._add(step, f"{guests} guest(s): {blackouts[0]:.2f} to {blackouts[-1]:.2f} s")
+        # The report's clock and the lab's, by the moment of the jump: some milliseconds apart.
+        zero = begin - phases["kernel"][0]
+        runs = sorted(
+            self._meter.between(zero + vm["stopped_s"], zero + vm["running_s"])
+            for vm in report["vms"]
+        )
+        step = Update(guests, ram_bytes, blackouts, tuple(runs), end - begin, phases)
+        text = f"{guests} guest(s): {blackouts[0]:.2f} to {blackouts[-1]:.2f} s"
+        self._add(step, f"{text}, {runs[0]:.2f} to {runs[-1]:.2f} s of the processor")
 
     def _add(self, step: Bare | Update, text: str) -> None:
         self.results.steps.append(step)
@@ -261,7 +280,7 @@ def _versions(host: Machine) -> dict[str, str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.ratios", description=__doc__)
     parser.add_argument("--part", choices=("guests", "size"), default="guests")
-    parser.add_argument("--cpus", type=int, default=2, help="processors of the virtual host")
+    parser.add_argument("--cpus", type=int, default=1, help="processors of the virtual host")
     parser.add_argument("--guests", default="1,12", help="how many guests, one after the other")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--docs", action="store_true", help="write docs/blackout.md, too")
@@ -286,9 +305,9 @@ def _try(arguments: argparse.Namespace) -> Results:
         config = dataclasses.replace(config, layout=layout, used=6 * GIB)
     command = " ".join(["python -m bench.ratios", *sys.argv[1:]])
     results = Results(arguments.part, arguments.cpus, command)
-    with Machine(config) as host:
+    with Machine(config) as host, Meter(host.pid) as meter:
         results.versions = _versions(host)
-        bench = Bench(host, results)
+        bench = Bench(host, results, meter)
         if arguments.part == "size":
             measure_size(bench, arguments.rounds)
         else:

@@ -16,8 +16,12 @@ from pkernfs.lab.console import Line
 _PHASES = {"pause": (1.0, 1.1), "kernel": (1.5, 11.5), "init": (11.5, 13.0), "start": (13.5, 14.5)}
 
 
+def _bare(seconds: float) -> Bare:
+    return Bare(seconds, seconds / 2)
+
+
 def _update(guests: int, ram: int, *blackouts: float) -> Update:
-    return Update(guests, ram, blackouts, 10.0, _PHASES)
+    return Update(guests, ram, blackouts, tuple(it / 2 for it in blackouts), 10.0, _PHASES)
 
 
 def _results(part: str, *steps: Bare | Update) -> Results:
@@ -33,11 +37,11 @@ def _results(part: str, *steps: Bare | Update) -> Results:
 
 def test_an_update_is_compared_with_the_bare_kexecs_around_it() -> None:
     steps: list[Bare | Update] = [
-        Bare(8.0),
+        _bare(8.0),
         _update(1, 1, 12.0),
-        Bare(12.0),
+        _bare(12.0),
         _update(2, 1, 15.0, 30.0),
-        Bare(18.0),
+        _bare(18.0),
     ]
     one, two = _results("guests", *steps).to_json()["ratios"]
     assert (one["floor_s"], one["ratio"], one["first_ratio"]) == (10.0, 1.2, 1.2)
@@ -48,22 +52,22 @@ def test_an_update_is_compared_with_the_bare_kexecs_around_it() -> None:
 def test_the_time_between_two_lines() -> None:
     texts = ["first", "jump", "something", "jump", "first", "first"]
     lines = [Line(float(number), text) for number, text in enumerate(texts)]
-    assert _between(lines, "jump", "first") == 3.0
+    assert _between(lines, "jump", "first") == (1.0, 4.0)
     with pytest.raises(PkernfsError, match="no 'other'"):
         _between(lines, "other", "first")
 
 
 def test_the_page_has_what_was_measured(tmp_path: Path) -> None:
-    guests = _results("guests", Bare(10.0), _update(1, 32 << 20, 13.37), Bare(10.0))
+    guests = _results("guests", _bare(10.0), _update(1, 32 << 20, 13.37), _bare(10.0))
     small, large = _update(1, 256 << 20, 20.0), _update(1, 64 << 30, 21.0)
-    size = _results("size", Bare(10.0), small, Bare(10.0), large, Bare(10.0))
+    size = _results("size", _bare(10.0), small, _bare(10.0), large, _bare(10.0))
     for results in (guests, size):
         file = tmp_path / f"ratios-{results.part}.json"
         file.write_text(json.dumps(results.to_json()))
     text = page(tmp_path)
-    assert "| 1 | 10.00 s | 13.37 s | 13.37 s | 1.34 | **1.34** |" in text
-    assert "| 65536 MiB | 10.00 s | 21.00 s | 2.10 |" in text
-    assert "small one: 1.050" in text
+    assert "| 1 | 10.00 s | 13.37 s | 13.37 s | 1.34 | 1.34 | 1.34 | **1.34** |" in text
+    assert "| 65536 MiB | 10.00 s | 21.00 s | 2.10 | 2.10 |" in text
+    assert "medians: 1.050" in text
     assert "2026-01-02" in text
 
 
