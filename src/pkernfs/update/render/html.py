@@ -107,6 +107,8 @@ def _summary(body: Element, view: ReportView) -> None:
     _add(body, "p", f"kernel {view.kernels}")
     running = sum(guest.survived for guest in view.guests)
     words = f"{count(len(view.guests), 'guest')}, {running} of them running"
+    if not view.guests:
+        words = "no guests"
     if view.store is not None:
         words += f"; store: {view.store}"
     _add(body, "p", words)
