@@ -65,11 +65,13 @@ def start(
     from pkernfs.host import systemd
     from pkernfs.host.machine import Machine, require_store
     from pkernfs.host.ranges import format_size, parse_size
-    from pkernfs.vmm import guests
+    from pkernfs.vmm import definitions, guests
     from pkernfs.vmm.config import Guest, Places
 
     require_store(store)
     places = Places.on(Machine(), store)
+    if ram is None:
+        definitions.restore(places, name)
     if in_unit:
         guests.enter(places, name)
         return
@@ -85,6 +87,7 @@ def start(
     )
     systemd.enter_units([name], Machine())
     guest = Guest(name, places)
+    definitions.keep(guest)
     size = guest.config().ram_bytes
     print(f"{name} runs: {format_size(size)} of memory in {guest.store}, process {child.pid}")
 
@@ -166,7 +169,7 @@ def stop(
     from pkernfs.host import systemd
     from pkernfs.host.machine import Machine
     from pkernfs.host.stores import require_any
-    from pkernfs.vmm import guests
+    from pkernfs.vmm import definitions, guests
     from pkernfs.vmm.config import Places
 
     require_any(Machine(), store)
@@ -175,6 +178,8 @@ def stop(
         guests.leave(places, name)
         return
     guests.stop(places, name, force=force, delete=delete, timeout=timeout)
+    if delete:
+        definitions.forget(name)
     systemd.leave_unit(name, Machine())
     print(f"{name} is off" + (" and removed" if delete else ""))
 
