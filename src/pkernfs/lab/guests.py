@@ -2,7 +2,8 @@
 """Guests of the lab's hosts: a stock kernel and small initrds, in one directory.
 
 ``vmlinuz``, ``witness.initrd`` (pkernfs.lab.inside.witness under the image's Python, cut
-down to what it imports) and ``stress.initrd`` (stress-ng).
+down to what it imports), ``nic.initrd`` (the same with pkernfs.lab.inside.nic_witness and the
+driver of its card) and ``stress.initrd`` (stress-ng).
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from pkernfs.lab.image import HostImage
 
 _INIT = initrd.INSIDE / "guest-init.sh"
 _WITNESS = initrd.INSIDE / "witness.py"
+_NIC = initrd.INSIDE / "nic_witness.py"
 _APPLETS = ("cat", "insmod", "mkdir", "mount", "sh", "sleep")
 _FOLDERS = ("dev", "proc", "sys", "tmp")
 _MODULES = ("virtio_pci", "virtio_blk")
+_NIC_MODULES = (*_MODULES, "e1000e")
 _PYTHON = "python3.13"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 #: Imports what the witness imports, then tells which files that took.
 _LIST = """
 import importlib.util, sys, encodings.utf_8, encodings.latin_1, encodings.ascii
-spec = importlib.util.spec_from_file_location("witness", sys.argv[1])
+spec = importlib.util.spec_from_file_location("program", sys.argv[1])
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
 for module in list(sys.modules.values()):
     if getattr(module, "__file__", None):
@@ -41,11 +44,17 @@ def build(host: HostImage) -> Path:
 
     def make(target: Path) -> None:
         shutil.copyfile(host.vmlinuz(version), target / "vmlinuz")
-        for name, entries in (("witness", _witness(host)), ("stress", _stress(host))):
-            common = _common(host, version)
+        card = [*_witness(host, _NIC), cpio.copy(_WITNESS, _WITNESS.name)]
+        programs = (
+            ("witness", _MODULES, _witness(host, _WITNESS)),
+            ("nic", _NIC_MODULES, card),
+            ("stress", _MODULES, _stress(host)),
+        )
+        for name, modules, entries in programs:
+            common = _common(host, version, modules)
             (target / f"{name}.initrd").write_bytes(cpio.archive([*common, *entries]))
 
-    sources = [path.read_bytes() for path in (_INIT, _WITNESS, Path(__file__))]
+    sources = [path.read_bytes() for path in (_INIT, _WITNESS, _NIC, Path(__file__))]
     return cache.artifact("guests", cache.digest([host.key, version, *sources]), make, keep=3)
 
 
@@ -61,10 +70,10 @@ def image_python(host: HostImage) -> tuple[list[str], dict[str, str]]:
     return command, {**os.environ, "PYTHONHOME": str(host.root / "usr")}
 
 
-def _common(host: HostImage, version: str) -> list[cpio.Entry]:
+def _common(host: HostImage, version: str, modules: tuple[str, ...]) -> list[cpio.Entry]:
     entries = [cpio.text("init", _INIT.read_bytes(), executable=True)]
     entries += initrd.busybox(host, _APPLETS)
-    entries += initrd.modules(host, version, _MODULES)
+    entries += initrd.modules(host, version, modules)
     entries += [cpio.Entry(name, 0o040755) for name in _FOLDERS]
     return [*entries, cpio.link("lib64", _LIBRARIES), cpio.link("lib", "usr/lib")]
 
@@ -73,15 +82,16 @@ def _stress(host: HostImage) -> list[cpio.Entry]:
     return _with_libraries(host, [host.root / "usr/bin/stress-ng"])
 
 
-def _witness(host: HostImage) -> list[cpio.Entry]:
+def _witness(host: HostImage, program: Path) -> list[cpio.Entry]:
+    """A Python program with Python's files, cut down to what it imports."""
     python, environment = image_python(host)
-    listed = _output([*python, "-B", "-S", "-c", _LIST, str(_WITNESS)], environment)
+    listed = _output([*python, "-B", "-S", "-c", _LIST, str(program)], environment)
     # hashlib can do without OpenSSL, and a guest with little memory is better off so.
     unwanted = ("witness.py", "/_hashlib.cpython-313-x86_64-linux-gnu.so")
     files = [Path(name) for name in listed.splitlines() if not name.endswith(unwanted)]
     objects = [path for path in files if path.suffix == ".so"]
     entries = _with_libraries(host, [host.root / "usr/bin" / _PYTHON, *objects])
-    entries.append(cpio.copy(_WITNESS, "witness.py"))
+    entries.append(cpio.copy(program, program.name))
     # Where Python looks to recognise its home.
     entries += [cpio.Entry("usr/lib/python3.13/lib-dynload", 0o040755)]
     for source in files:

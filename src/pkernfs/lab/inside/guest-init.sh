@@ -1,7 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # First program of a lab guest: a disk, then the program that the boot line names.
-# Its own boot line word is guest=witness or guest=stress.
 
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -13,7 +12,11 @@ for module in $(cat /modules/order); do
 	insmod "/modules/$module" 2>/dev/null
 done
 for pair in $(cat /proc/cmdline); do
-	case $pair in share=*) share=${pair#*=} ;; seconds=*) seconds=${pair#*=} ;; esac
+	case $pair in
+	share=*) share=${pair#*=} ;;
+	seconds=*) seconds=${pair#*=} ;;
+	ring=*) ring=${pair#*=} ;;
+	esac
 done
 
 export PATH=/bin:/usr/bin LANG=C.UTF-8
@@ -24,7 +27,9 @@ if [ -x /usr/bin/stress-ng ]; then
 	echo "{\"stress\": $?}"
 else
 	# Not the first program: a process id that means something.
-	PYTHONHOME=/usr python3.13 -I -S /witness.py "${share:-0.8}"
+	program=/witness.py
+	[ -f /nic_witness.py ] && program=/nic_witness.py
+	PYTHONHOME=/usr python3.13 -I -S $program "${share:-0.8}" "${ring:-0}"
 fi
 echo "{\"ended\": $?}"
 exec sleep 1000000

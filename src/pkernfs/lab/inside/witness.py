@@ -26,6 +26,7 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +225,10 @@ def make_raw(descriptor: int) -> None:
     termios.tcsetattr(descriptor, termios.TCSANOW, attributes)
 
 
-def main() -> None:
+def main(make: Callable[[], Witness]) -> None:
     """Fill, say ready, then beat and answer."""
     make_raw(0)
-    witness = Witness(float(sys.argv[1]))
+    witness = make()
     intended = witness.fill()
     ready = {"ready": intended, "bytes": witness.blocks * MIB, "boot": witness.boot}
     witness.say({**ready, "pid": os.getpid()})
@@ -236,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(lambda: Witness(float(sys.argv[1])))
