@@ -47,6 +47,10 @@ def start(
         typer.Argument(metavar="[-- QEMU ARGS]", help="QEMU's own: disks, network, consoles."),
     ] = None,
     ram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory, e.g. 4G.")] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BDF", help="Device of the host to pass through; may be repeated."),
+    ] = None,
     qemu: Annotated[str, typer.Option(metavar="FILE", help="QEMU to run.")] = "qemu-system-x86_64",
     node: Annotated[
         int | None,
@@ -81,9 +85,16 @@ def start(
         from pkernfs.vmm.placement import choose_store
 
         home = choose_store(Machine(), store, node, region)
-    words = arguments or []
     child = guests.start(
-        places, name, size, words, qemu=qemu, store=home, node=node, priority=priority
+        places,
+        name,
+        size,
+        arguments or [],
+        qemu=qemu,
+        store=home,
+        node=node,
+        priority=priority,
+        devices=device or [],
     )
     systemd.enter_units([name], Machine())
     guest = Guest(name, places)

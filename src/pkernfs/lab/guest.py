@@ -18,10 +18,11 @@ class GuestConfig:
 
     :ivar ram: its memory, as ``--ram`` takes it.
     :ivar port: which of the host's serial ports it talks on: 0 for ttyS1, up to 2.
-    :ivar program: what runs in it: "witness" or "stress".
+    :ivar program: what runs in it: "witness", "nic" or "stress".
     :ivar words: more words of its boot line, such as ``share=0.5``.
     :ivar disk_cache: QEMU's cache mode of its disk.
     :ivar extra: more arguments for its QEMU.
+    :ivar devices: PCI names of the host's devices that it gets.
     """
 
     name: str = "witness"
@@ -31,6 +32,7 @@ class GuestConfig:
     words: str = ""
     disk_cache: str = "writeback"
     extra: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     def qemu_arguments(self) -> list[str]:
         """What stands behind ``--``. The EPYC models panic in an emulated host."""
@@ -52,6 +54,7 @@ def start(host: Machine, config: GuestConfig) -> Witness:
     """
     witness = Witness(host.serials[config.port])
     host.sh(f"truncate -s 128M {DISKS}/{config.name}.img").check()
-    command = ["pkernfs", "vm", "start", config.name, "--ram", config.ram, "--"]
-    host.run([*command, *config.qemu_arguments()], timeout=180).check()
+    command = ["pkernfs", "vm", "start", config.name, "--ram", config.ram]
+    command += [word for bdf in config.devices for word in ("--device", bdf)]
+    host.run([*command, "--", *config.qemu_arguments()], timeout=180).check()
     return witness

@@ -23,6 +23,7 @@ from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
 from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Record, Timeline
+from pkernfs.vmm import passthrough
 from pkernfs.vmm.config import Places
 from pkernfs.vmm.monitor import Monitor, monitor, prepared
 
@@ -89,6 +90,7 @@ async def _plan(
     """Check everything; the sessions with all guests stay open on ``stack``."""
     kernel = kernels.choose(machine, request.image, request.initrd)
     check_host(machine, kernel, places, request.override)
+    passthrough.forget_idle(places)
     sessions = []
     for guest in planning.running_guests(places):
         note(journal.GUEST, guest.name)

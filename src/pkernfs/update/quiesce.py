@@ -111,8 +111,9 @@ def write_launches(plan: Plan, guests: Sequence[Guest]) -> None:
     """
     if not guests:
         return
-    by_name = {guest.name: launch_of(guest) for guest in guests}
-    launches = [by_name[guest.name] for guest in plan.guests]
+    # Those with passed-through devices take more: pkernfs.update.resume starts them.
+    by_name = {guest.name: launch_of(guest) for guest in guests if not guest.config().devices}
+    launches = [by_name[guest.name] for guest in plan.guests if guest.name in by_name]
     path = directory(guests[0].places, plan.update) / LAUNCH_FILE
     write_atomic(path, launch.dump(launches))
 

@@ -27,6 +27,7 @@ from pkernfs.vmm.config import Guest, Places, Saved, saved_guests
 from pkernfs.vmm.launch import LOAD_S, START_S, Attempt, Launch, Launcher
 
 if TYPE_CHECKING:
+    from pkernfs.vmm.cpr_replay import Handed
     from pkernfs.vmm.monitor import Monitor
 
 CLEAN = "clean"
@@ -117,12 +118,14 @@ async def _restore(standing: _Standing, timeline: Timeline) -> None:
         await unprepare(session)
 
 
-async def _load(session: Monitor, standing: _Standing, timeline: Timeline) -> None:
+async def _load(
+    session: Monitor, standing: _Standing, timeline: Timeline, handed: Handed | None = None
+) -> None:
     from pkernfs.vmm.monitor import load
 
     name, run = standing.guest.name, standing.saved.was_running
     timeline.mark("begin", "load state", name)
-    done, resumed = await load(session, standing.guest.state, LOAD_S, run=run)
+    done, resumed = await load(session, standing.guest.state, LOAD_S, run=run, handed=handed)
     timeline.mark("end", "load state", name, real_ns=done.real_ns)
     if resumed is not None:
         _mark_running(timeline, name, done.real_ns, resumed.real_ns)
@@ -145,16 +148,17 @@ async def _restore_or_say(standing: _Standing, timeline: Timeline) -> Resumed:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """Saved guests by what has to be done."""
+    """Saved guests by what has to be done; ``passing`` have passed-through devices."""
 
     launches: list[tuple[Launch, bool]]
     standing: list[_Standing]
+    passing: list[_Standing]
     failed: list[Resumed]
 
 
 def _sort_out(places: Places, timeline: Timeline, under_way: set[str]) -> _Sorted:
     """Check every guest that waits to be resumed, but for those that are under way."""
-    done = _Sorted([], [], [])
+    done = _Sorted([], [], [], [])
     waiting = [guest for guest in saved_guests(places) if guest.name not in under_way]
     if under_way and not waiting:
         return done
@@ -166,6 +170,8 @@ def _sort_out(places: Places, timeline: Timeline, under_way: set[str]) -> _Sorte
                 saved = check_files(guest)
                 if process.running(guest) is not None:
                     done.standing.append(_Standing(guest, saved))
+                elif guest.config().devices:
+                    done.passing.append(_Standing(guest, saved))
                 else:
                     done.launches.append((launch_of(guest), saved.was_running))
             except PkernfsError as error:
@@ -282,6 +288,7 @@ def resume(
         waiting = _sort_out(places, timeline, under_way)
         run.take(waiting.failed)
         run.start(waiting.launches)
+        run.take(_pass_on(waiting.passing, timeline))
         started(timeline)
         run.finish(to_the_end=False)
         run.take(_let_go_on(waiting.standing, timeline))
@@ -308,6 +315,47 @@ def _left_behind(machine: Machine, places: Places) -> list[Resumed]:
         *(Resumed(name) for name in done.guests),
         *(Resumed(each.guest or "host", each.text, hint if each.again else "") for each in failed),
     ]
+
+
+def _pass_on(passing: list[_Standing], timeline: Timeline) -> list[Resumed]:
+    """Start guests with passed-through devices; when that fails their files stay."""
+    if not passing:
+        return []
+    import asyncio
+
+    async def run() -> list[Resumed]:
+        return list(await asyncio.gather(*(_pass_or_say(guest, timeline) for guest in passing)))
+
+    return asyncio.run(run())
+
+
+async def _pass_or_say(passing: _Standing, timeline: Timeline) -> Resumed:
+    import asyncio
+
+    guest, child = passing.guest, None
+    timeline.mark("begin", "start", guest.name)
+    try:
+        child = process.spawn(guest, guest.config(), incoming=True)
+        await _pass(passing, timeline)
+    except PkernfsError as error:
+        if child is not None:
+            await asyncio.to_thread(process.kill, child)
+        return Resumed(guest.name, error.what, error.hint or _KEPT)
+    return Resumed(guest.name)
+
+
+async def _pass(passing: _Standing, timeline: Timeline) -> None:
+    from pkernfs.vmm.cpr_replay import handed_in
+    from pkernfs.vmm.monitor import monitor, prepared
+
+    # QEMU can't be talked to before it has its devices.
+    async with (
+        handed_in(passing.guest) as handed,
+        monitor(passing.guest, START_S) as session,
+        prepared(session),
+    ):
+        timeline.mark("end", "start", passing.guest.name)
+        await _load(session, passing, timeline, handed)
 
 
 def _let_go_on(standing: list[_Standing], timeline: Timeline) -> list[Resumed]:

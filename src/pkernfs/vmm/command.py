@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 
@@ -78,7 +79,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
         if option == "device" and re.match(r"(vfio-|\{.*\"vfio-)", value):
             raise UsageError(
                 f"-device {value} can't be used here",
-                "passed-through devices do not outlive the host's kernel yet",
+                "give the device to the guest with --device BDF",
             )
 
 
@@ -112,13 +113,20 @@ def alignment(ram_bytes: int) -> int:
 
 
 def base_arguments(
-    name: str, ram: str, ram_bytes: int, machine: str, accelerator: str, user: Sequence[str]
+    name: str,
+    ram: str,
+    ram_bytes: int,
+    machine: str,
+    accelerator: str,
+    user: Sequence[str],
+    devices: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """The arguments of every start of a guest: this program's, then the user's.
 
     :param ram: path of the file in the store.
     :param machine: value for -machine: versioned type and the user's properties.
     :param accelerator: "kvm" or "tcg".
+    :param devices: PCI names of devices to pass through.
     """
     user = remove_options(user, "machine", "M", "accel", "enable-kvm")
     cpu = () if last_value(user, "cpu") is not None else ("-cpu", _cpu(accelerator))
@@ -132,7 +140,8 @@ def base_arguments(
         "-object",
         f"{memory},share=on,align={alignment(ram_bytes)}",
         "-machine",
-        f"{machine},memory-backend={RAM_ID}",
+        # Shared, QEMU's own memory can be handed over with the devices that see it.
+        f"{machine},memory-backend={RAM_ID}" + (",aux-ram-share=on" if devices else ""),
         "-accel",
         accelerator,
         "-m",
@@ -140,6 +149,7 @@ def base_arguments(
         *cpu,
         *show,
         *user,
+        *(word for bdf in devices for word in ("-device", f"vfio-pci,host={bdf}")),
     )
 
 
@@ -171,11 +181,14 @@ def _monitor_option(version: str) -> tuple[str, str]:
     return "-mon", f"id={_MONITOR},chardev={_MONITOR}-socket,mode=control"
 
 
-def start_arguments(config: GuestConfig, monitor_fd: int, *, incoming: bool) -> list[str]:
+def start_arguments(
+    config: GuestConfig, monitor_fd: int, devices_fd: int | None = None, *, incoming: bool
+) -> list[str]:
     """The full command of one start.
 
     :param monitor_fd: a listening socket that QEMU inherits: it can be connected to
         before QEMU is ready, so nobody has to poll for it.
+    :param devices_fd: one on which it waits for passed-through devices before all else.
     :param incoming: wait for a saved state instead of starting the firmware.
     """
     return [
@@ -185,4 +198,10 @@ def start_arguments(config: GuestConfig, monitor_fd: int, *, incoming: bool) -> 
         f"socket,id={_MONITOR}-socket,fd={monitor_fd},server=on,wait=off",
         *_monitor_option(config.qemu_version),
         *(("-incoming", "defer") if incoming else ()),
+        *(("-incoming", _devices_channel(devices_fd)) if devices_fd is not None else ()),
     ]
+
+
+def _devices_channel(fd: int) -> str:
+    address = {"transport": "socket", "type": "fd", "str": str(fd)}
+    return json.dumps({"channel-type": "cpr", "addr": address})

@@ -7,6 +7,7 @@
     STORE/vms/NAME/ram           the guest's memory, mapped by QEMU
     STORE/vms/NAME/state         its devices, written by QEMU for an update
     STORE/vms/NAME/saved.json    "state" is complete: the guest waits to be resumed
+    STORE/vms/NAME/cpr.*         what else is saved of one with passed-through devices
     RUN/NAME/                    socket, process and log of the running QEMU
 """
 
@@ -134,6 +135,7 @@ class GuestConfig:
     :ivar node: NUMA node whose processors run it; None: all of them.
     :ivar priority: guests of a higher one are paused later by an update, and run again earlier.
     :ivar ram_id: id of QEMU's object that is its memory; another one if it was adopted.
+    :ivar devices: PCI names of the passed-through devices.
     """
 
     name: str
@@ -146,6 +148,7 @@ class GuestConfig:
     node: int | None = None
     priority: int = 0
     ram_id: str = RAM_ID
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,21 @@ class Guest:
         return self.directory / "saved.json"
 
     @property
+    def cpr_file(self) -> Path:
+        """See :class:`pkernfs.vmm.cpr_saved.Record`; only with passed-through devices."""
+        return self.directory / "cpr.json"
+
+    @property
+    def cpr_memory(self) -> Path:
+        """Content of QEMU's own memory; only with passed-through devices."""
+        return self.directory / "cpr.mem"
+
+    @property
+    def cpr_socket(self) -> Path:
+        """Where a new QEMU waits for the devices of the old one."""
+        return self.runtime / "cpr.sock"
+
+    @property
     def socket(self) -> Path:
         """QMP socket of the running QEMU."""
         return self.runtime / "qmp.sock"
@@ -231,7 +249,8 @@ class Guest:
             raise PkernfsError(f"there is no guest {self.name}", "pkernfs vm list names them")
         value = read_json(self.config_file, CONFIG_SCHEMA)
         members = _members(GuestConfig, value, self.config_file)
-        members["arguments"] = tuple(members["arguments"])
+        for name in {"arguments", "devices"} & members.keys():
+            members[name] = tuple(members[name])
         return GuestConfig(**members)
 
     def write_config(self, config: GuestConfig) -> None:
@@ -256,7 +275,8 @@ class Guest:
         """Remove what an update saved: the guest runs again."""
         self.saved_file.unlink(missing_ok=True)
         sync_directory(self.directory)
-        self.state.unlink(missing_ok=True)
+        for path in (self.state, self.cpr_file, self.cpr_memory):
+            path.unlink(missing_ok=True)
 
 
 def _guests_with(places: Places, file: str) -> Iterator[Guest]:

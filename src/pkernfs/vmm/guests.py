@@ -19,7 +19,7 @@ from pkernfs.files import sync_directory
 from pkernfs.host import systemd
 from pkernfs.host.machine import Machine
 from pkernfs.host.ranges import format_size
-from pkernfs.vmm import command, process
+from pkernfs.vmm import command, passthrough, process
 from pkernfs.vmm.config import Guest, GuestConfig, Places, all_guests, check_name
 
 #: Guest memory is given to the guest in units of what the store hands out.
@@ -65,13 +65,19 @@ def struct_pages(machine: Machine) -> bool:
 
 
 def plan_config(
-    guest: Guest, ram_bytes: int, arguments: Sequence[str], qemu: str, machine: Machine
+    guest: Guest,
+    ram_bytes: int,
+    arguments: Sequence[str],
+    qemu: str,
+    machine: Machine,
+    devices: tuple[str, ...] = (),
 ) -> GuestConfig:
     """Everything about a guest that is decided before it is started.
 
     :param ram_bytes: size of its memory.
     :param arguments: the user's part of QEMU's arguments.
     :param qemu: name or path of the QEMU binary.
+    :param devices: PCI names of devices to pass through.
     :raises PkernfsError: something can't work; says what to write instead.
     """
     if ram_bytes <= 0 or ram_bytes % RAM_UNIT:
@@ -90,6 +96,8 @@ def plan_config(
             f"{binary} is version {version}, which can't save a guest for an update",
             f"it takes {wanted} or newer; Debian 13 has it in trixie-backports",
         )
+    if devices:
+        passthrough.check_qemu(version, arguments)
     kind = process.versioned_machine(binary, command.last_value(arguments, "machine", "M") or "q35")
     return GuestConfig(
         name=guest.name,
@@ -98,9 +106,16 @@ def plan_config(
         qemu_version=version,
         machine=kind.partition(",")[0],
         arguments=command.base_arguments(
-            guest.name, str(guest.ram), ram_bytes, kind, _accelerator(arguments, machine), arguments
+            guest.name,
+            str(guest.ram),
+            ram_bytes,
+            kind,
+            _accelerator(arguments, machine),
+            arguments,
+            devices,
         ),
         directory=str(Path.cwd()),
+        devices=devices,
     )
 
 
@@ -176,6 +191,7 @@ def start(
     store: Path | None = None,
     node: int | None = None,
     priority: int | None = None,
+    devices: Sequence[str] = (),
 ) -> process.Process:
     """Start a guest whose memory and configuration lie in the store.
 
@@ -184,6 +200,7 @@ def start(
     :param store: mount point of the store for a new guest; None: where it is, or the first.
     :param node: NUMA node whose processors shall run it; None: any, or as it was.
     :param priority: see :class:`GuestConfig`; None: 0, or as it was.
+    :param devices: PCI names of devices to pass through to a new guest.
     :raises PkernfsError: it can't be started; nothing is left behind.
     """
     guest = Guest(check_name(name), places)
@@ -192,16 +209,18 @@ def start(
     machine = machine or Machine()
     check_startable(guest)
     if ram_bytes is None:
-        if arguments or not guest.exists():
+        if arguments or devices or not guest.exists():
             raise PkernfsError(f"guest {name} needs a size", f"pkernfs vm start {name} --ram 1G")
         config = guest.config()
     else:
-        config = plan_config(guest, ram_bytes, arguments, qemu, machine)
+        names = passthrough.names(devices)
+        config = plan_config(guest, ram_bytes, arguments, qemu, machine, names)
     if node is not None:
         config = dataclasses.replace(config, node=node)
     if priority is not None:
         config = dataclasses.replace(config, priority=priority)
-    with _new_directory(guest):
+    passthrough.check_free(places, guest, config.devices)
+    with passthrough.given(config.devices), _new_directory(guest):
         allocate_ram(guest.ram, config.ram_bytes)
         # Before QEMU runs: a guest that runs and that no update knows of would be lost.
         guest.write_config(config)
@@ -313,9 +332,13 @@ def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float
     :raises PkernfsError: there is no such guest, or it did not shut down.
     """
     guest = Guest(check_name(name), places)
+    devices: tuple[str, ...] = ()
     # A guest whose files can't be read can be given up all the same.
-    if not (force and delete and guest.exists()):
-        guest.config()
+    try:
+        devices = guest.config().devices
+    except PkernfsError:
+        if not (force and delete and guest.exists()):
+            raise
     child = process.running(guest)
     if child is None and not (force and delete) and guest.saved() is not None:
         raise PkernfsError(
@@ -324,6 +347,7 @@ def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float
         )
     if child is not None:
         asyncio.run(_end(guest, child, force, timeout))
+    passthrough.forget(devices)
     if delete:
         directory = guest.directory
         shutil.rmtree(directory)

@@ -19,6 +19,8 @@ from _socket import socket as Socket
 
 #: The descriptor of the listening QMP socket in QEMU.
 MONITOR_FD = 3
+#: That of the socket on which it waits for passed-through devices, if it has any.
+DEVICES_FD = 4
 
 #: How long QEMU may take to greet, and then to load its state (seconds).
 START_S = 120.0
@@ -112,11 +114,14 @@ def start_time(pid: int) -> str | None:
     return None if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
-def spawn(argv: tuple[str, ...], directory: str, runtime: str) -> tuple[int, str]:
+def spawn(
+    argv: tuple[str, ...], directory: str, runtime: str, more: dict[int, int] | None = None
+) -> tuple[int, str]:
     """Start QEMU. It can be connected to at ``qmp.sock`` as soon as this returns.
 
     :param directory: working directory; / when it is not there.
     :param runtime: directory for socket, process id and log; made when it is not there.
+    :param more: descriptors that QEMU inherits, by their numbers in QEMU.
     :returns: its process id, and when it began.
     :raises OSError: it can't be started.
     """
@@ -141,6 +146,7 @@ def spawn(argv: tuple[str, ...], directory: str, runtime: str) -> tuple[int, str
                 (os.POSIX_SPAWN_DUP2, log, 1),
                 (os.POSIX_SPAWN_DUP2, log, 2),
                 (os.POSIX_SPAWN_DUP2, listener.fileno(), MONITOR_FD),
+                *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in (more or {}).items()),
             ],
             setsid=True,
             setsigmask=(),

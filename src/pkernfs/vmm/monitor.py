@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
@@ -22,6 +22,9 @@ from pkernfs.errors import PkernfsError
 from pkernfs.vmm import protocol
 from pkernfs.vmm.config import RAM_ID, Guest
 from pkernfs.vmm.process import log_tail
+
+if TYPE_CHECKING:
+    from pkernfs.vmm.cpr_replay import Handed
 
 #: How long a healthy QEMU may take to answer (seconds); it is slow under emulation.
 ANSWER_S = 30.0
@@ -60,6 +63,13 @@ class Monitor:
         self._client = client
         self._events = events
         self._seen: dict[str, Moment] = {}
+        #: What has to be closed for QEMU to give up a state that it has handed over.
+        self.undo = contextlib.ExitStack()
+
+    @property
+    def passes_devices(self) -> bool:
+        """Has the guest passed-through devices? It is saved and loaded in another way then."""
+        return bool(self.guest.config().devices)
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = ANSWER_S
@@ -178,9 +188,11 @@ async def monitor(guest: Guest, timeout: float = ANSWER_S) -> AsyncIterator[Moni
             + (f": {said}" if said else f": {error or type(error).__name__}"),
             "is another program connected to that socket, or was the file removed?",
         ) from error
+    session = Monitor(guest, client, events)
     try:
-        yield Monitor(guest, client, events)
+        yield session
     finally:
+        session.undo.close()
         with contextlib.suppress(QMPError, EOFError, OSError):
             await client.disconnect()
 
@@ -190,6 +202,9 @@ async def prepared(session: Monitor) -> AsyncIterator[None]:
     """Have QEMU know within the block how state is saved and loaded.
 
     See :mod:`pkernfs.vmm.protocol`.
+
+    A guest with passed-through devices is saved as if another QEMU took it over at once:
+    ``cpr-transfer``, see :mod:`pkernfs.vmm.cpr_record`.
 
     :raises PkernfsError: this QEMU can't.
     """
@@ -210,7 +225,8 @@ async def unprepare(session: Monitor) -> None:
 
 
 async def _configure(session: Monitor, *, update: bool) -> None:
-    for command, arguments in protocol.settings(update=update):
+    devices = session.passes_devices
+    for command, arguments in protocol.settings(update=update, devices=devices):
         await session.execute(command, arguments)
 
 
@@ -232,6 +248,10 @@ async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | 
         the state was complete.
     :raises PkernfsError: it failed; QEMU's own message is in it.
     """
+    if session.passes_devices:
+        from pkernfs.vmm import cpr_record
+
+        return await cpr_record.save(session, state, timeout)
     run = await session.is_running()
     await session.execute("migrate", {"uri": f"file:{state}"})
     done = await session.wait_for(
@@ -249,7 +269,7 @@ async def _migration_error(session: Monitor) -> str:
 
 
 async def load(
-    session: Monitor, state: Path, timeout: float, *, run: bool
+    session: Monitor, state: Path, timeout: float, *, run: bool, handed: Handed | None = None
 ) -> tuple[Moment, Moment | None]:
     """Load what :func:`save` wrote into a QEMU that was started to wait for it.
 
@@ -257,17 +277,52 @@ async def load(
 
     :param timeout: seconds that loading may take.
     :param run: did the guest run when it was saved?
+    :param handed: its passed-through devices.
     :returns: when the state was in place, and when the processors ran (None: not ``run``).
     :raises PkernfsError: it failed; QEMU's own message is in it.
     """
+    if handed is not None:
+        return await _load_with_devices(session, state, timeout, run, handed)
     await session.execute(
         "migrate-incoming", {"uri": f"file:{state}", "exit-on-error": False}, timeout
     )
+    done = await _loaded(session, timeout)
+    return done, await session.wait_for(timeout, "RESUME") if run else None
+
+
+async def _load_with_devices(
+    session: Monitor, state: Path, timeout: float, run: bool, handed: Handed
+) -> tuple[Moment, Moment | None]:
+    from pkernfs.vmm.cpr import channels
+    from pkernfs.vmm.cpr_replay import feed
+
+    # QEMU speaks on the return path, so a file does not do.
+    path = session.guest.runtime / "main.sock"
+    path.unlink(missing_ok=True)
+    arguments = {**channels(main=path), "exit-on-error": False}
+    await session.execute("migrate-incoming", arguments, timeout)
+    feeding = asyncio.ensure_future(feed(path, state.read_bytes()))
+    try:
+        done = await _loaded(session, timeout)
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+    handed.settle()
+    if not run:
+        return done, None
+    # It was stopped when it was saved: QEMU does not let it run by itself.
+    await session.execute("cont")
+    resumed = await session.wait_for(timeout, "RESUME")
+    handed.raise_interrupts()
+    return done, resumed
+
+
+async def _loaded(session: Monitor, timeout: float) -> Moment:
     done = await session.wait_for(timeout, "MIGRATION/completed", "MIGRATION/failed")
     if done.event != "MIGRATION/completed":
         reason = await _migration_error(session)
         raise PkernfsError(f"guest {session.guest.name}: its state can't be loaded: {reason}")
-    return done, await session.wait_for(timeout, "RESUME") if run else None
+    return done
 
 
 async def go_on(session: Monitor, *, run: bool) -> None:
@@ -282,5 +337,6 @@ async def go_on(session: Monitor, *, run: bool) -> None:
         if time.monotonic() > deadline:
             raise PkernfsError(f"guest {session.guest.name}: saving it can't be cancelled")
         await asyncio.sleep(0.02)
+    session.undo.close()
     if run and not await session.is_running():
         await session.execute("cont")

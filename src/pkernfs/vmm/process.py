@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,8 @@ DEFAULT_QEMU = "qemu-system-x86_64"
 #: The first version whose cpr-reboot stops the guest before it saves (9.0, commit
 #: "migration: stop vm for cpr"); the file: URI and the mode itself are older (8.2).
 MIN_VERSION = (9, 0)
+#: The first version that hands VFIO devices over in the mode cpr-transfer.
+MIN_PASSTHROUGH = (10, 1)
 
 
 def find_qemu(name: str = DEFAULT_QEMU) -> Path:
@@ -117,16 +122,39 @@ def _processors(config: GuestConfig) -> contextlib.AbstractContextManager[None]:
     return numa.running_on(numa.cpus(Machine(), config.node))
 
 
+@contextlib.contextmanager
+def _devices_listener(guest: Guest, *, wanted: bool) -> Iterator[dict[int, int]]:
+    """The socket on which QEMU waits for passed-through devices, by its number in QEMU."""
+    if not wanted:
+        yield {}
+        return
+    guest.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+    guest.cpr_socket.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(guest.cpr_socket))
+        listener.listen(1)
+        # Above all numbers that it could get in QEMU's way.
+        fd = fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, 16)
+        try:
+            yield {launch.DEVICES_FD: fd}
+        finally:
+            os.close(fd)
+
+
 def spawn(guest: Guest, config: GuestConfig, *, incoming: bool) -> Process:
     """Start QEMU. It can be talked to at ``guest.socket`` as soon as this returns.
+
+    With ``incoming`` and passed-through devices, it waits at ``guest.cpr_socket`` first.
 
     :param incoming: wait for a saved state instead of starting the firmware.
     :raises PkernfsError: the binary can't be started.
     """
-    command = start_arguments(config, launch.MONITOR_FD, incoming=incoming)
+    waits = incoming and bool(config.devices)
+    devices_fd = launch.DEVICES_FD if waits else None
+    command = start_arguments(config, launch.MONITOR_FD, devices_fd, incoming=incoming)
     try:
-        with _processors(config):
-            pid, began = launch.spawn(tuple(command), config.directory, str(guest.runtime))
+        with _processors(config), _devices_listener(guest, wanted=waits) as more:
+            pid, began = launch.spawn(tuple(command), config.directory, str(guest.runtime), more)
     except OSError as error:
         raise PkernfsError(f"can't start {config.qemu}: {error.strerror}") from error
     return Process(pid, began)

@@ -6,6 +6,10 @@ in migration/ram.c); ``cpr-reboot`` stops the guest before anything else and per
 that can't move to another host (docs/devel/migration/CPR.rst). Both are taken back afterwards:
 with them, a migration to another host, which somebody may ask for later, would leave the memory
 behind.
+
+A guest with passed-through devices is saved as if another QEMU took it over at once:
+``cpr-transfer``, which leaves all memory where it is, with a return path on which QEMU waits
+(:mod:`pkernfs.vmm.cpr_record`).
 """
 
 from __future__ import annotations
@@ -22,18 +26,21 @@ from pkernfs.vmm.config import Guest
 Request = tuple[str, dict[str, object]]
 
 
-def settings(*, update: bool) -> tuple[Request, ...]:
+def settings(*, update: bool, devices: bool = False) -> tuple[Request, ...]:
     """How state is saved and loaded.
 
     :param update: True for an update, False for QEMU's own way.
+    :param devices: the guest has passed-through devices.
     """
+    mode = "cpr-transfer" if devices else "cpr-reboot"
     capabilities = [
-        {"capability": "x-ignore-shared", "state": update},
+        {"capability": "x-ignore-shared", "state": update and not devices},
+        {"capability": "return-path", "state": update and devices},
         {"capability": "events", "state": True},
     ]
     return (
         ("migrate-set-capabilities", {"capabilities": capabilities}),
-        ("migrate-set-parameters", {"mode": "cpr-reboot" if update else "normal"}),
+        ("migrate-set-parameters", {"mode": mode if update else "normal"}),
     )
 
 

@@ -25,9 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_spec = importlib.util.spec_from_file_location(
-    "witness", Path(__file__).with_name("witness.py")
-)
+_spec = importlib.util.spec_from_file_location("witness", Path(__file__).with_name("witness.py"))
 assert _spec is not None
 assert _spec.loader is not None
 witness = importlib.util.module_from_spec(_spec)
@@ -117,9 +115,7 @@ class Frames:
     def __init__(self, name: str) -> None:
         self.ranges: list[list[int]] = []
         self.damaged = 0
-        self._socket = socket.socket(
-            socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE)
-        )
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         self._socket.bind((name, ETHERTYPE))
 
