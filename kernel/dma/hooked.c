@@ -91,6 +91,48 @@ int hook_reset_locked(struct pci_dev *pdev)
 	return ret;
 }
 
+static bool inherited_on(const struct pci_bus *bus)
+{
+	struct dma_slot *slot;
+	bool found = false;
+
+	mutex_lock(&dma_lock);
+	for_each_dma_slot(slot)
+		if (slot->state == DMA_INHERITED && slot->pdev->bus == bus)
+			found = true;
+	mutex_unlock(&dma_lock);
+	return found;
+}
+
+/*
+ * QEMU resets the machine that it emulates before anything else, also when it is to take
+ * a running device over. Of a device without function level reset it clears the command
+ * register then, and resets the bus if several devices share it.
+ */
+int hook_reset_bus(struct pci_dev *pdev)
+{
+	int ret = -EBUSY;
+
+	touch_enter();
+	if (!inherited_on(pdev->bus))
+		ret = static_call(orig_reset_bus)(pdev);
+	touch_leave();
+	return ret;
+}
+
+int hook_user_write_word(struct pci_dev *pdev, int pos, u16 value)
+{
+	struct dma_slot *slot;
+	int ret = 0;
+
+	touch_enter();
+	slot = pos == PCI_COMMAND && !(value & PCI_COMMAND_MASTER) ? dma_slot_of(&pdev->dev) : NULL;
+	if (!slot || READ_ONCE(slot->state) != DMA_INHERITED)
+		ret = static_call(orig_user_write_word)(pdev, pos, value);
+	touch_leave();
+	return ret;
+}
+
 /* Holds an attach back; false if the device is not inherited (any more). */
 static bool hold_back(struct device *dev, struct iommu_domain *domain)
 {

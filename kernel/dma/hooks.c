@@ -19,6 +19,8 @@ DEFINE_STATIC_CALL_NULL(orig_shutdown, hook_shutdown);
 DEFINE_STATIC_CALL_NULL(orig_clear_master, hook_clear_master);
 DEFINE_STATIC_CALL_NULL(orig_try_reset, hook_try_reset);
 DEFINE_STATIC_CALL_NULL(orig_reset_locked, hook_reset_locked);
+DEFINE_STATIC_CALL_NULL(orig_reset_bus, hook_reset_bus);
+DEFINE_STATIC_CALL_NULL(orig_user_write_word, hook_user_write_word);
 DEFINE_STATIC_CALL_NULL(orig_attach, hook_attach);
 DEFINE_STATIC_CALL_NULL(orig_block, hook_block);
 DEFINE_STATIC_CALL_NULL(orig_identity, hook_identity);
@@ -43,6 +45,8 @@ RESOLVE(orig_shutdown)
 RESOLVE(orig_clear_master)
 RESOLVE(orig_try_reset)
 RESOLVE(orig_reset_locked)
+RESOLVE(orig_reset_bus)
+RESOLVE(orig_user_write_word)
 RESOLVE(orig_attach)
 RESOLVE(orig_block)
 RESOLVE(orig_identity)
@@ -141,6 +145,16 @@ static struct touch_point touch_points[] = {
 		.why = "and closes it with one",
 		.others = NOTHING, .replacement = hook_reset_locked,
 		.resolved = resolved_orig_reset_locked,
+	}, {
+		.symbol = "pci_reset_bus", .kind = TOUCH_HOOK,
+		.why = "a VMM resets the bus of devices that it starts with: not an inherited one's",
+		.others = NOTHING, .replacement = hook_reset_bus,
+		.resolved = resolved_orig_reset_bus,
+	}, {
+		.symbol = "pci_user_write_config_word", .kind = TOUCH_HOOK,
+		.why = "and clears bus master before that: not an inherited one's",
+		.others = NOTHING, .replacement = hook_user_write_word,
+		.resolved = resolved_orig_user_write_word,
 	}, {
 		/* Last: from here on a kexec hands over. */
 		.symbol = "intel_iommu_shutdown", .kind = TOUCH_HOOK,

@@ -49,18 +49,27 @@ class Returned:
 
 @dataclass(frozen=True)
 class SourceLog:
-    """Everything the sender noted. ``longest_stall_ns``: the longest that QEMU took no frame."""
+    """Everything the sender noted.
+
+    :ivar longest_stall_ns: the longest that QEMU took no frame.
+    :ivar lost: numbers of frames that a lossy sender did not send, and when it would have.
+    """
 
     sent: tuple[Sent, ...] = ()
     returned: tuple[Returned, ...] = ()
     longest_stall_ns: int = 0
+    lost: tuple[tuple[int, int], ...] = ()
 
 
 def read_log(lines: Sequence[str]) -> SourceLog:
-    """Read the sender's log: ``s`` sent, ``t`` taken up to, ``w`` waited, ``r`` returned."""
+    """Read the sender's log.
+
+    ``s`` sent, ``t`` taken up to, ``w`` waited, ``r`` returned, ``l`` lost.
+    """
     sent: dict[int, int] = {}
     taken: dict[int, int] = {}
     returned: list[Returned] = []
+    lost: list[tuple[int, int]] = []
     stall = next_taken = 0
     for line in lines:
         word, *numbers = line.split()
@@ -71,12 +80,14 @@ def read_log(lines: Sequence[str]) -> SourceLog:
             for sequence in range(next_taken, values[0] + 1):
                 taken[sequence] = values[1]
             next_taken = max(next_taken, values[0] + 1)
+        elif word == "l":
+            lost.append((values[0], values[1]))
         elif word == "w":
             stall = max(stall, values[1])
         elif word == "r":
             returned.append(Returned(values[0], values[1], values[2], bool(values[3])))
     frames = tuple(Sent(number, when, taken.get(number)) for number, when in sent.items())
-    return SourceLog(frames, tuple(returned), stall)
+    return SourceLog(frames, tuple(returned), stall, tuple(lost))
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,15 @@ class Sender:
     """Sends frames on a wire and notes what happens to them.
 
     :param interval_s: seconds between two frames; 0 for as fast as QEMU takes them.
+    :param lossy: a frame is lost when the device has not taken the one before, as on a wire:
+        QEMU has patience, other hardware has none.
     """
 
-    def __init__(self, wire: Wire, log: TextIO, *, run: int, interval_s: float) -> None:
+    def __init__(
+        self, wire: Wire, log: TextIO, *, run: int, interval_s: float, lossy: bool = False
+    ) -> None:
         self.interval_s = interval_s
+        self._lossy = lossy
         self._log = log
         self._run = run
         self._sequence = 0
@@ -88,6 +93,10 @@ class Sender:
         """Send the next frame if QEMU takes it; returns seconds until the next step."""
         self._note_taken()
         now = time.monotonic_ns()
+        if self._lossy and _unread(self._socket):
+            self._note("l", self._sequence, now)
+            self._sequence += 1
+            return self.interval_s
         frame = build(BROADCAST, SOURCE_MAC, self._run, self._sequence, now)
         try:
             self._socket.send(frame)
@@ -189,10 +198,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--run", type=int, required=True)
     parser.add_argument("--interval", type=float, default=0.005, help="seconds")
+    parser.add_argument("--lossy", action="store_true", help="lose what is not taken at once")
     given = parser.parse_args(words)
     with given.log.open("w", buffering=1 << 16) as log:
         wire = Wire(given.directory, given.name)
-        sender = Sender(wire, log, run=given.run, interval_s=given.interval)
+        sender = Sender(wire, log, run=given.run, interval_s=given.interval, lossy=given.lossy)
         try:
             send(sender, sys.stdin.fileno())
         finally:
@@ -207,14 +217,24 @@ class FrameSource:
     :param log: file for its notes.
     :param run: number that the frames carry; another one for every source of a store.
     :param interval_s: seconds between two frames.
+    :param lossy: see :class:`Sender`.
     """
 
-    def __init__(self, wire: Wire, log: Path, *, run: int = 0, interval_s: float = 0.005) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        log: Path,
+        *,
+        run: int = 0,
+        interval_s: float = 0.005,
+        lossy: bool = False,
+    ) -> None:
         self.run = run
         self._log = log
         place = ["--directory", str(wire.directory), "--name", wire.name, "--log", str(log)]
         command = [sys.executable, "-m", __name__, *place]
         command += ["--run", str(run), "--interval", str(interval_s)]
+        command += ["--lossy"] if lossy else []
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
         # The pace must hold while the emulation takes all cores; without the right to, it runs
         # at the usual priority and the report shows the longest gap.

@@ -9,6 +9,7 @@ and its interrupts show what that driver noticed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import socket
 import threading
@@ -80,24 +81,37 @@ class Card:
 
 
 def start_guest(
-    host: Machine, name: str = "card", port: int = 0, ring: int = LARGEST_RING, ram: str = "256M"
+    host: Machine,
+    name: str = "card",
+    port: int = 0,
+    ring: int = LARGEST_RING,
+    ram: str = "256M",
+    *,
+    msix: bool = False,
 ) -> Witness:
     """Start the guest with the card and wait until its driver has a link.
 
     :param port: which of the host's serial ports the guest talks on.
     :param ring: descriptors of its receive ring; 0 for the driver's own number.
+    :param msix: it uses MSI-X instead of MSI. QEMU 7.2, which emulates the card, ends itself
+        when MSI-X is switched on within microseconds of a frame (an assertion in
+        e1000e_intrmgr_on_throttling_timer() in hw/net/e1000e_core.c); a kexec switches it off
+        and on. So only where no frame can come then, because the ring is full.
     """
     config = guest.GuestConfig(
         name=name,
         ram=ram,
         port=port,
         program="nic",
-        words=f"share=0.5 ring={ring}",
+        words=f"share=0.5 ring={ring} intmode={2 if msix else 1}",
         devices=(NIC,),
     )
     witness = guest.start(host, config)
     witness.wait_ready()
     poll(lambda: bool(witness.ask("nic")["carrier"]), 60, "the guest's card has no link")
+    vectors = len(witness.ask("nic")["interrupts"])
+    if (vectors > 1) != msix:
+        raise PkernfsError(f"the guest's card has {vectors} interrupt vectors")
     return witness
 
 
@@ -195,6 +209,12 @@ class CardReport:
         return asdict(self)
 
 
+def blackouts(witness: Witness) -> list[tuple[float, float]]:
+    """Times between heartbeats: the earlier and the later, seconds of the lab's clock."""
+    times = [beat.at for beat in witness.beats()]
+    return list(itertools.pairwise(times))
+
+
 def numbers(ranges: list[list[int]], run: int) -> set[int]:
     """The numbers of a source's frames among what a guest received."""
     return {
@@ -248,8 +268,13 @@ class Proof:
         self._run = run
 
     @contextlib.contextmanager
-    def traffic(self, witness: Witness, interval_s: float = INTERVAL_S) -> Iterator[None]:
-        """Frames and TCP within the block."""
+    def traffic(
+        self, witness: Witness, interval_s: float = INTERVAL_S, *, lossy: bool = False
+    ) -> Iterator[None]:
+        """Frames and TCP within the block.
+
+        :param lossy: see :class:`pkernfs.lab.frames.Sender`.
+        """
         self._witness = witness
         with contextlib.ExitStack() as stack:
             self.talk = None
@@ -259,7 +284,9 @@ class Proof:
                 self.talk.wait_more()
             self.before = View.of(witness)
             self.source = stack.enter_context(
-                FrameSource(self.card.wire, self._log, run=self._run, interval_s=interval_s)
+                FrameSource(
+                    self.card.wire, self._log, run=self._run, interval_s=interval_s, lossy=lossy
+                )
             )
             time.sleep(1)
             yield
@@ -270,7 +297,7 @@ class Proof:
         if self.talk is not None:
             self.talk.wait_more()
         time.sleep(1)
-        log = self.source.stop()
+        self.log = log = self.source.stop()
         last = log.sent[-1].sequence
         found = self._wait_received(last)
         lines = witness.ask(f"log {self.before.log_end}")["lines"]

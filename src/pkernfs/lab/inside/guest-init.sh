@@ -8,15 +8,18 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/shm
 mount -t tmpfs tmp /dev/shm
 mount -t tmpfs tmp /tmp
-for module in $(cat /modules/order); do
-	insmod "/modules/$module" 2>/dev/null
-done
 for pair in $(cat /proc/cmdline); do
 	case $pair in
 	share=*) share=${pair#*=} ;;
 	seconds=*) seconds=${pair#*=} ;;
 	ring=*) ring=${pair#*=} ;;
+	intmode=*) intmode=${pair#*=} ;;
 	esac
+done
+for module in $(cat /modules/order); do
+	parameters=
+	case $module in e1000e.*) parameters=${intmode:+IntMode=$intmode} ;; esac
+	insmod "/modules/$module" $parameters 2>/dev/null
 done
 
 export PATH=/bin:/usr/bin LANG=C.UTF-8
