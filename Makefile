@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
+# make demo-passthrough  the same with a network card of the host that is passed through to it
 # make test       all tests, at most 30 minutes on 2 cores
 # make test-system  the ones in virtual hosts
 # make test-unit  the ones without a virtual host, at most 60 seconds
@@ -28,10 +29,13 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # summary names it; an assertion that fails counts at once.
 SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
-.PHONY: demo test test-unit test-system native lint man install-docs install-units bench clean
+.PHONY: demo demo-passthrough test test-unit test-system native lint man install-docs install-units bench clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
+
+demo-passthrough: $(READY)
+	$(VENV)/bin/pkernfs lab demo --passthrough
 
 test: test-unit
 	$(VENV)/bin/pkernfs lab image

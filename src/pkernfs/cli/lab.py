@@ -109,11 +109,21 @@ def demo(
     ] = "7.3",
     guests: Annotated[int, typer.Option(metavar="N", min=1, max=3, help="How many guests.")] = 1,
     ram: Annotated[str, typer.Option(metavar="SIZE", help="Memory of each guest.")] = "256M",
+    passthrough: Annotated[
+        bool, typer.Option("--passthrough", help="A guest with a network card of the host.")
+    ] = False,
 ) -> None:
     """Replace a host's kernel under running guests, and prove that they survived.
 
-    Exits with 0 only if every guest did. The report is build/demo/report.json.
+    Exits with 0 only if every guest did. The report is build/demo/report.json, with
+    --passthrough build/demo/passthrough.json.
     """
+    if passthrough:
+        from pkernfs.lab import passthrough_demo
+
+        if not passthrough_demo.run(kernel, target, ram):
+            sys.exit(1)
+        return
     from pkernfs.lab import demo as demonstration
 
     if not demonstration.run(kernel, target, guests, ram):

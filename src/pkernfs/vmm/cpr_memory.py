@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pkernfs.errors import PkernfsError
-from pkernfs.vmm.command import RAM_ID
+from pkernfs.vmm.config import RAM_ID
 
 _PAGE = 4096
 _VIEW = re.compile(r"^FlatView #\d+$", re.MULTILINE)

@@ -7,7 +7,7 @@ import pytest
 
 from pkernfs.errors import PkernfsError
 from pkernfs.vmm import cpr_memory
-from pkernfs.vmm.command import RAM_ID
+from pkernfs.vmm.config import RAM_ID
 from pkernfs.vmm.cpr_memory import Piece
 
 #: Shortened; the lines end in CR LF on the wire.
