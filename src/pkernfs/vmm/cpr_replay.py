@@ -256,6 +256,11 @@ async def handed_in(guest: Guest) -> AsyncIterator[Handed]:
         except PkernfsError as error:
             hint = error.hint or "its files and devices are kept: pkernfs resume"
             raise PkernfsError(f"guest {guest.name}: {error.what}", hint) from error
+        except OSError as error:
+            raise PkernfsError(
+                f"guest {guest.name}: its devices can't be set up: {error}",
+                "its files and devices are kept: pkernfs resume",
+            ) from error
         yield handed
 
 
