@@ -31,8 +31,7 @@ from pkernfs.vfio.interrupts import eventfd_trigger, irq_set
 from pkernfs.vfio.ioctl import call
 from pkernfs.vfio.memory import Memory
 from pkernfs.vmm import cpr, cpr_memory, cpr_saved
-from pkernfs.vmm.config import RAM_ID
-from pkernfs.vmm.config import Guest
+from pkernfs.vmm.config import RAM_ID, Guest
 from pkernfs.vmm.cpr import CprState, Descriptor, Kind
 from pkernfs.vmm.cpr_saved import COMMAND, PassedDevice, Record
 from pkernfs.vmm.process import log_tail

@@ -54,13 +54,20 @@ def check_free(places: Places, guest: Guest, devices: Sequence[str]) -> None:
     :raises PkernfsError: see above.
     """
     for other in all_guests(places):
-        if other.name == guest.name or not _holds(other):
-            continue
-        if taken := sorted(set(devices) & set(other.config().devices)):
+        theirs = _devices_of(other) if other.name != guest.name else ()
+        if (taken := sorted(set(devices) & set(theirs))) and _holds(other):
             raise PkernfsError(
                 f"{taken[0]} belongs to guest {other.name}",
                 f"stop that one first: pkernfs vm stop {other.name}",
             )
+
+
+def _devices_of(guest: Guest) -> tuple[str, ...]:
+    """A guest's devices; none of one whose files can't be read."""
+    try:
+        return guest.config().devices
+    except PkernfsError:
+        return ()
 
 
 def _holds(guest: Guest) -> bool:
@@ -113,8 +120,7 @@ def forget_idle(places: Places) -> None:
     A preserved device that nobody uses stops an update; a guest that ended by itself would
     leave one.
     """
-    guests = [guest for guest in all_guests(places) if guest.config().devices]
-    held = {bdf for guest in guests if _holds(guest) for bdf in guest.config().devices}
-    for guest in guests:
-        if not _holds(guest):
-            forget([bdf for bdf in guest.config().devices if bdf not in held])
+    theirs = {guest: devices for guest in all_guests(places) if (devices := _devices_of(guest))}
+    held = {bdf for guest, devices in theirs.items() if _holds(guest) for bdf in devices}
+    for devices in theirs.values():
+        forget([bdf for bdf in devices if bdf not in held])
