@@ -54,7 +54,7 @@ def _prepare(host: Machine) -> None:
     host.sh(
         f"cp /mnt/share/tick.img {_IMAGE}; cp {_IMAGE} {_IMAGE}.domain;"
         "echo 'memory_backing_dir = \"/mnt/pkernfs\"' >>/etc/libvirt/qemu.conf;"
-        "systemctl start libvirtd"
+        "systemctl restart libvirtd"
     ).check()
 
 
