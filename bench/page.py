@@ -33,14 +33,17 @@ def _figure(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _cell(found: Spread | None, scale: float = 1.0) -> str:
-    """Median and range; failures are said."""
+def _cell(found: Spread | None, rounds: int = 0) -> str:
+    """Median and range; failures are said, and when there were fewer runs than rounds."""
     if found is None:
         return "failed"
-    text = _figure(found.median * scale)
-    if found.count > 1:
-        text += f" ({_figure(found.low * scale)} to {_figure(found.high * scale)})"
-    return text + (f", {found.failed} failed" if found.failed else "")
+    text = _figure(found.median)
+    if found.low != found.high:
+        text += f" ({_figure(found.low)} to {_figure(found.high)})"
+    if found.failed:
+        text += f", {found.failed} failed"
+    ran = found.count + found.failed
+    return text + (f", {ran} run(s)" if ran < rounds else "")
 
 
 def _size(text: str) -> str:
@@ -73,6 +76,9 @@ class Page:
             TAIL.strip(),
         ]
         return "\n".join(parts).rstrip() + "\n"
+
+    def _cell(self, found: Spread | None) -> str:
+        return _cell(found, self._results.rounds)
 
     # Numbers
 
@@ -159,8 +165,8 @@ class Page:
                     peer,
                     _size(case),
                     f"**{ratio:.2f}**" if ratio else "failed",
-                    _cell(self._results.spread("blackout", peer, case, "work")),
-                    _cell(self._results.spread("blackout", peer, case, "blackout")),
+                    self._cell(self._results.spread("blackout", peer, case, "work")),
+                    self._cell(self._results.spread("blackout", peer, case, "blackout")),
                 ]
             )
         head = ["", "guest", "ratio to the bare kexec", "work, s", "time, s"]
@@ -182,7 +188,7 @@ class Page:
             found = self._results.spread("blackout", peer, "", "work")
             if found:
                 time = self._results.spread("blackout", peer, "", "blackout")
-                lines.append(f"- {peer}: work {_cell(found)} s, time {_cell(time)} s")
+                lines.append(f"- {peer}: work {self._cell(found)} s, time {self._cell(time)} s")
         return [*lines, ""] if lines else []
 
     def _ratio_picture(self) -> list[str]:
@@ -237,7 +243,7 @@ class Page:
             work = self._results.spread("guests", "pkernfs", case, "work")
             ratio = f"**{work.median / one:.2f}**" if work and one else "failed"
             time = self._results.spread("guests", "pkernfs", case, "blackout")
-            rows.append([case, ratio, _cell(work), _cell(time)])
+            rows.append([case, ratio, self._cell(work), self._cell(time)])
         head = ["guests", f"to {cases[0]} guest", "work until the last runs, s", "time, s"]
         return ["## Number of guests", "", ABOUT["guests"], "", *_table(head, rows)]
 
@@ -245,7 +251,9 @@ class Page:
         rows = []
         for peer in self._results.peers("device"):
             get = self._getter("device", peer, "")
-            rows.append([peer, _cell(get("sent")), _cell(get("lost")), _cell(get("silence"))])
+            rows.append(
+                [peer, self._cell(get("sent")), self._cell(get("lost")), self._cell(get("silence"))]
+            )
         if not rows:
             return []
         head = ["", "frames sent", "frames lost", "longest time without one landing, s"]
@@ -265,9 +273,9 @@ class Page:
             rows.append(
                 [
                     peer,
-                    _cell(get("work: allocate")),
-                    _cell(get("work: touch")),
-                    _cell(get("faults")),
+                    self._cell(get("work: allocate")),
+                    self._cell(get("work: touch")),
+                    self._cell(get("faults")),
                     *("failed" if v is None else _figure(v / 1024) for v in beside),
                     f"{sum(whole) / GIB:.4%}" if len(whole) == len(beside) else "failed",
                 ]
@@ -295,7 +303,12 @@ class Page:
             taken, total = get("metadata"), get("range")
             share = f"{taken.median / total.median:.4%}" if taken and total else "failed"
             rows.append(
-                [f"{int(case):,}", _cell(get("work: mount")), _cell(get("work: check")), share]
+                [
+                    f"{int(case):,}",
+                    self._cell(get("work: mount")),
+                    self._cell(get("work: check")),
+                    share,
+                ]
             )
         if not rows:
             return []
@@ -320,7 +333,7 @@ class Page:
             rows = []
             for peer in self._results.peers(measure):
                 found = [self._results.spread(measure, peer, "", f"work: {n}") for n in operations]
-                rows.append([peer, *(_cell(entry) for entry in found)])
+                rows.append([peer, *(self._cell(entry) for entry in found)])
             if not rows:
                 continue
             head = [ABOUT[f"{measure} head"], *(f"{name}, s of work" for name in operations)]

@@ -56,6 +56,12 @@ def test_failures_and_what_was_left_out_are_on_the_page() -> None:
     assert "The aim, at most 1.05, holds." in text
 
 
+def test_fewer_runs_than_rounds_are_said() -> None:
+    results = _results()
+    results.samples.append(_update("fsdax", "4G", 1, 9.0))
+    assert "| fsdax | 4 GiB | **1.50** | 9.00, 1 run(s) |" in Page(results).text()
+
+
 def test_a_peer_that_wins_is_shown_winning_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
