@@ -19,6 +19,9 @@ from bench.stage import GuestSize, Room, Stage
 from pkernfs.host.ranges import parse_size
 from pkernfs.lab.memory import GIB, MIB
 
+#: The kernel for short measures: it prints a mark at once, later ones leave that to a thread.
+_PROMPT = "6.12"
+
 #: Who is in the comparison of updates, in the order of the page.
 PEERS: tuple[type[Peer], ...] = (Bare, Pkernfs, Fsdax, SaveToFile, BareLuo, Luo)
 
@@ -183,7 +186,14 @@ def _memory(sizes: Sizes) -> Act:
     def cell(kind: memory.Kind) -> Cell:
         return Cell("memory", kind.name, "", 5, lambda stage: memory.memory(stage, kind))
 
-    room = Room(region=2 * GIB, pmem=2 * GIB, ordinary=4 * GIB, used=7 * GIB, words=memory.WORDS)
+    room = Room(
+        kernel=_PROMPT,
+        region=2 * GIB,
+        pmem=2 * GIB,
+        ordinary=4 * GIB,
+        used=7 * GIB,
+        words=memory.WORDS,
+    )
     return Act("memory", lambda: Stage("memory", room), tuple(cell(k) for k in memory.KINDS))
 
 
@@ -207,7 +217,7 @@ def _stores(sizes: Sizes) -> list[Act]:
 
     cells = [metadata(place) for place in store.PLACES]
     cells += [sequential(place) for place in store.PLACES]
-    room = Room(region=sizes.store, pmem=2 * GIB, ordinary=2 * GIB, used=4 * GIB)
+    room = Room(kernel=_PROMPT, region=sizes.store, pmem=2 * GIB, ordinary=2 * GIB, used=4 * GIB)
     # A host for each number of files: they are made once, and nobody takes turns with them.
     mounts = [Act("store", lambda: Stage("store", room), (mount(count),)) for count in sizes.files]
     return [Act("files", lambda: Stage("files", room), tuple(cells)), *mounts]

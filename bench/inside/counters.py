@@ -10,17 +10,18 @@ _PAGE = 4096
 
 
 def main() -> None:
-    """``struct_pages``, ``total`` (what the page allocator was given), ``slab``, ``free``."""
+    """Struct pages made at boot and later, ``present`` (what the page allocator has), others."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     info = {name.rstrip(":"): int(value) << 10 for name, value, *_ in lines}
     vmstat = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    maps = int(vmstat["nr_memmap_pages"]) + int(vmstat["nr_memmap_boot_pages"])
+    boot, later = (int(vmstat[f"nr_memmap_{name}pages"]) for name in ("boot_", ""))
     zones = Path("/proc/zoneinfo").read_text().split()
     present = sum(int(zones[i + 1]) for i, word in enumerate(zones) if word == "present")
     print(
         json.dumps(
             {
-                "struct_pages": maps * _PAGE,
+                "struct_pages_boot": boot * _PAGE,
+                "struct_pages_later": later * _PAGE,
                 "present": present * _PAGE,
                 "slab": info["Slab"],
                 "free": info["MemFree"],

@@ -95,14 +95,18 @@ def memory(stage: Stage, kind: Kind) -> Values:
 def _struct_pages(stage: Stage, kind: Kind, start: dict[str, int]) -> float:
     """Bytes of struct pages for a GiB of this kind."""
     if kind.name.startswith("pkernfs"):
-        # None come with it: the counter before and after the store was mounted.
         stage.host.sh(f"umount {pkernfs.STORE}; rmmod pkernfs; modprobe pkernfs").check()
-        before = _counters(stage)["struct_pages"]
-        stage.host.sh(f"mount -t pkernfs none {pkernfs.STORE}").check()
-        return float(_counters(stage)["struct_pages"] - before)
+        return _come_with(stage, f"mount -t pkernfs none {pkernfs.STORE}")
     if kind.name == "fsdax":
         stage.host.sh(f"umount {fsdax.MOUNT}; modprobe -r nd_pmem").check()
-        before = _counters(stage)["struct_pages"]
-        stage.host.sh(f"{fsdax.LOAD}; {fsdax.MOUNT_COMMAND}").check()
-        return (_counters(stage)["struct_pages"] - before) * GIB / stage.room.pmem
-    return start["struct_pages"] * GIB / start["present"]
+        return _come_with(stage, f"{fsdax.LOAD}; {fsdax.MOUNT_COMMAND}") * GIB / stage.room.pmem
+    return start["struct_pages_boot"] * GIB / start["present"]
+
+
+def _come_with(stage: Stage, line: str) -> float:
+    """Bytes of struct pages that a mount brings."""
+    before = _counters(stage)
+    stage.host.sh(line).check()
+    after = _counters(stage)
+    names = ("struct_pages_boot", "struct_pages_later")
+    return float(sum(after[name] - before[name] for name in names))
