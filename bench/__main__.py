@@ -26,7 +26,9 @@ def _arguments() -> argparse.Namespace:
         "--only", action="append", default=[], metavar="WORD", help="only hosts of this name"
     )
     parser.add_argument("--go-on", action="store_true", help="with a run that was interrupted")
-    parser.add_argument("--page", type=Path, metavar="JSON", help="only write the page from it")
+    parser.add_argument(
+        "--page", type=Path, nargs="+", metavar="JSON", help="only write docs/ from these results"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="instead of build/bench")
     parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md, too")
     return parser.parse_args()
@@ -50,12 +52,20 @@ def _run(arguments: argparse.Namespace, output: Path) -> Results:
     return results
 
 
+def _page(files: list[Path]) -> int:
+    """Write the page from the results of a run, or of its parts."""
+    results, *others = (Results.read(path) for path in files)
+    for other in others:
+        results.merge(other)
+    page.write(results, source_tree() / "docs")
+    return 0
+
+
 def main() -> int:
     """Run the comparison; 1 when a cell failed in every round."""
     arguments = _arguments()
     if arguments.page:
-        page.write(Results.read(arguments.page), source_tree() / "docs")
-        return 0
+        return _page(arguments.page)
     home = arguments.output or build_root() / "bench"
     try:
         results = _run(arguments, home / "results.json")

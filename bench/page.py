@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import plots
 from bench.measures.blackout import PHASES
 from bench.page_text import ABOUT, HEAD, REASONS, TAIL
-from bench.results import Results, Spread, slope
+from bench.results import Results, Spread, slope, spread
 from pkernfs.host.ranges import parse_size
 from pkernfs.lab.memory import GIB
 
@@ -44,6 +44,10 @@ def _cell(found: Spread | None, rounds: int = 0) -> str:
         text += f", {found.failed} failed"
     ran = found.count + found.failed
     return text + (f", {ran} run(s)" if ran < rounds else "")
+
+
+def _named(peer: str) -> str:
+    return f"{peer} (of its own kernel)" if peer in _FLOORS else peer
 
 
 def _size(text: str) -> str:
@@ -149,7 +153,7 @@ class Page:
                 if c == case and (ratio := self.ratio(peer, case)) is not None
             )
             if len(ranked) > 1:
-                words = ", ".join(f"{peer} {ratio:.2f}" for ratio, peer in ranked)
+                words = ", ".join(f"{_named(peer)} {ratio:.2f}" for ratio, peer in ranked)
                 lines.append(f"- Blackout of a guest of {_size(case)}, in bare kexecs: {words}.")
         return [*lines, ""]
 
@@ -165,12 +169,19 @@ class Page:
                     peer,
                     _size(case),
                     f"**{ratio:.2f}**" if ratio else "failed",
+                    self._cell(self._own(peer, case)),
                     self._cell(self._results.spread("blackout", peer, case, "work")),
                     self._cell(self._results.spread("blackout", peer, case, "blackout")),
                 ]
             )
-        head = ["", "guest", "ratio to the bare kexec", "work, s", "time, s"]
+        head = ["", "guest", "ratio to the bare kexec", "save and restore, s of work"]
+        head += ["work, s", "time, s"]
         lines += _table(head, rows)
+        if any(peer in _FLOORS for peer, _ in self._update_cells()):
+            lines += [ABOUT["own floor"], ""]
+        flat = self.flatness()
+        if flat and flat[2] > _FLAT:
+            lines += [ABOUT["not flat"], ""]
         slopes = self.slopes()
         if slopes:
             lines += ["What each GiB of guest memory adds, in bare kexecs:", ""]
@@ -178,9 +189,19 @@ class Page:
         lines += self._ratio_picture()
         smallest = min((case for _, case in self._update_cells()), key=parse_size)
         ranked = [
-            (r, p) for p, c in self._update_cells() if c == smallest and (r := self.ratio(p, c))
+            (found.median, peer)
+            for peer, case in self._update_cells()
+            if case == smallest and (found := self._own(peer, case))
         ]
         return lines + (self._reasons("blackout", min(ranked)[1]) if ranked else [])
+
+    def _own(self, peer: str, case: str) -> Spread | None:
+        """What is the peer's own, not the kernel's or the host's: saving and restoring."""
+        samples = self._results.of("blackout", peer, case)
+        names = ("work: save", "work: restore")
+        good = [s for s in samples if all(name in s.values for name in names)]
+        failed = len(samples) - len(good)
+        return spread([sum(s.values[name] for name in names) for s in good], failed)
 
     def _floors(self) -> list[str]:
         lines = []

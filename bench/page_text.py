@@ -27,6 +27,17 @@ brackets. Run of {when}.
 
 ABOUT = {
     **{peer.name: peer.about for peer in (Bare, Pkernfs, Fsdax, SaveToFile, BareLuo, Luo)},
+    "own floor": (
+        "LUO's kernel is a small one, so its floor is lower and its ratio higher than on Debian's"
+        " kernel, while the rest of the host's start is the same. Across kernels compare *save and"
+        " restore*, which is the peers' own part."
+    ),
+    "not flat": (
+        "Why the largest guest takes longer: QEMU switches dirty logging on for all of the guest's"
+        " memory when it saves, although the memory is left out of what is saved, and QEMU and KVM"
+        " keep a bit for each 4 KiB page of it. pkernfs itself does nothing that grows with the"
+        " size of a file: see the phase *save* below."
+    ),
     "phases": (
         "*save*: from the guest's last tick until the old kernel says that it starts the new one;"
         " *leave*: until the new kernel's first line (it is checked and unpacked in between);"
@@ -56,7 +67,47 @@ ABOUT = {
 }
 
 #: Why a peer is ahead of pkernfs, as far as it was found. Shown only where it is.
-REASONS: dict[tuple[str, str], str] = {}
+REASONS: dict[tuple[str, str], str] = {
+    ("blackout", "fsdax"): """
+fsdax is ahead in its own part: its restore is a shell script that starts QEMU at once, while
+`pkernfs resume` first starts a Python interpreter, checks the guest's files, and talks to QEMU by
+QMP to learn whether the state was loaded. What fsdax pays is in other tables: struct pages for all
+of the range, and the first touch of memory.
+""",
+    ("blackout", "LUO memfd"): """
+LUO is ahead in its own part: the restore is a small program that takes the memory back and starts
+QEMU at once, while `pkernfs resume` first starts a larger one, checks the guest's files, and talks
+to QEMU by QMP. Preserving the memory, which takes longer the more there is, happens before the
+guest is stopped and is not in these numbers.
+""",
+    ("blackout", "save to file"): """
+With little memory, copying it takes less than what pkernfs does beside starting QEMU: its
+interpreter, its checks, QMP. That turns around with the size.
+""",
+    ("memory", "hugetlbfs, 2 MiB"): """
+Both clear the same memory. hugetlbfs took its pages from the pool, which the setup had filled
+before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
+""",
+    ("memory", "hugetlbfs, 1 GiB"): """
+Both clear the same memory. hugetlbfs had its page set aside at boot, mapped in the kernel for good;
+pkernfs maps each piece of its range into the kernel for the moment of clearing.
+""",
+    ("metadata", "tmpfs"): """
+tmpfs changes structures of the running kernel and no more. A change of pkernfs writes a whole slot
+with a checksum, and in such an order that the next kernel finds a store that mounts, whenever this
+one stops.
+""",
+    ("sequential", "fsdax"): """
+The kernel has all of a pmem device in its linear mapping (which is what the struct pages are for),
+and copies from there. pkernfs has nothing mapped: each read and write maps the piece of the range
+that it copies, and unmaps it again (`pkernfs_map()` in kernel/fs). That keeps stray stores of the
+kernel away from guests' memory, and costs an entry and a flush of the TLB each time.
+""",
+    ("sequential", "tmpfs"): """
+tmpfs copies to and from pages that the kernel has in its linear mapping. pkernfs has nothing
+mapped: each read and write maps the piece of the range that it copies, and unmaps it again.
+""",
+}
 
 TAIL = """
 ## What the comparison leaves to the peers

@@ -103,6 +103,23 @@ class Results:
         value["samples"] = [Sample(**sample) for sample in value["samples"]]
         return cls(**value)
 
+    def merge(self, other: Results) -> None:
+        """Take what another run of the same plan found: other measures, or other peers.
+
+        :raises PkernfsError: the runs do not fit together.
+        """
+        if (self.profile, self.rounds) != (other.profile, other.rounds):
+            raise PkernfsError("runs of different plans can't be put together")
+        cells = {(s.measure, s.peer, s.case) for s in self.samples}
+        if twice := cells & {(s.measure, s.peer, s.case) for s in other.samples}:
+            raise PkernfsError(f"{sorted(twice)[0]} is in both runs")
+        self.seconds += other.seconds
+        self.versions |= {k: v for k, v in other.versions.items() if k not in self.versions}
+        for who, commands in other.commands.items():
+            known = self.commands.setdefault(who, [])
+            known += [command for command in commands if command not in known]
+        self.samples += other.samples
+
     # What was found
 
     def cases(self, measure: str) -> list[str]:

@@ -51,7 +51,7 @@ def test_ratios_are_medians_of_work_against_the_floor() -> None:
 def test_failures_and_what_was_left_out_are_on_the_page() -> None:
     text = Page(_results()).text()
     assert "- blackout fsdax 16G, round 1: QEMU has ended: no memory" in text
-    assert "| fsdax | 16 GiB | failed | failed | failed |" in text
+    assert "| fsdax | 16 GiB | failed | failed | failed | failed |" in text
     assert "no room for it" in text
     assert "The aim, at most 1.05, holds." in text
 
@@ -59,7 +59,7 @@ def test_failures_and_what_was_left_out_are_on_the_page() -> None:
 def test_fewer_runs_than_rounds_are_said() -> None:
     results = _results()
     results.samples.append(_update("fsdax", "4G", 1, 9.0))
-    assert "| fsdax | 4 GiB | **1.50** | 9.00, 1 run(s) |" in Page(results).text()
+    assert "| fsdax | 4 GiB | **1.50** | 3.60, 1 run(s) | 9.00, 1 run(s) |" in Page(results).text()
 
 
 def test_a_peer_that_wins_is_shown_winning_with_the_reason(

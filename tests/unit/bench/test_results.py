@@ -51,6 +51,21 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
         Results.read(tmp_path / "other.json")
 
 
+def test_parts_of_a_run_are_put_together_once() -> None:
+    first, second = (
+        _results(_sample(1, 1.0)),
+        _results(Sample("store", "pkernfs", "1", 1, {"a": 1})),
+    )
+    second.commands["pkernfs"] = ["mount"]
+    first.merge(second)
+    assert [s.measure for s in first.samples] == ["blackout", "store"]
+    assert first.commands == {"pkernfs": ["mount"]}
+    with pytest.raises(PkernfsError, match="is in both runs"):
+        first.merge(second)
+    with pytest.raises(PkernfsError, match="different plans"):
+        first.merge(Results("today", "quick", 1))
+
+
 def test_slopes() -> None:
     assert slope([(1, 5), (3, 9)]) == pytest.approx(2)
     assert slope([(1, 5), (1, 6)]) is None
