@@ -57,6 +57,11 @@ def _page(files: list[Path]) -> int:
     results, *others = (Results.read(path) for path in files)
     for other in others:
         results.merge(other)
+    for act in plan.acts(plan.QUICK if results.profile == "quick" else plan.FULL):
+        for cell in act.cells:
+            if not results.of(cell.measure, cell.peer, cell.case):
+                reason = "planned, but this run was ended before it"
+                results.leave_out(cell.measure, cell.peer, cell.case, reason)
     page.write(results, source_tree() / "docs")
     return 0
 

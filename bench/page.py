@@ -193,7 +193,13 @@ class Page:
             for peer, case in self._update_cells()
             if case == smallest and (found := self._own(peer, case))
         ]
-        return lines + (self._reasons("blackout", min(ranked)[1]) if ranked else [])
+        if not ranked:
+            return lines
+        winner = min(ranked)[1]
+        ours, theirs = (self._own(peer, smallest) for peer in ("pkernfs", winner))
+        if winner != "pkernfs" and ours and theirs and ours.low <= theirs.high:
+            lines += [ABOUT["within"].format(peer=winner, size=_size(smallest)), ""]
+        return lines + self._reasons("blackout", winner)
 
     def _own(self, peer: str, case: str) -> Spread | None:
         """What is the peer's own, not the kernel's or the host's: saving and restoring."""

@@ -32,11 +32,17 @@ ABOUT = {
         " kernel, while the rest of the host's start is the same. Across kernels compare *save and"
         " restore*, which is the peers' own part."
     ),
+    "within": (
+        "With a guest of {size}, {peer} saves and restores with the least work; the runs of pkernfs"
+        " and of {peer} overlap."
+    ),
     "not flat": (
         "Why the largest guest takes longer: QEMU switches dirty logging on for all of the guest's"
         " memory when it saves, although the memory is left out of what is saved, and QEMU and KVM"
-        " keep a bit for each 4 KiB page of it. pkernfs itself does nothing that grows with the"
-        " size of a file: see the phase *save* below."
+        " keep a bit for each 4 KiB page of it (phase *save* below; QEMU is unmodified, so pkernfs"
+        " can't leave that out). Its start with so large a memory takes longer as well (phase"
+        " *restore*), for every peer. pkernfs itself does nothing that grows with the size of a"
+        " file: it looks at its length."
     ),
     "phases": (
         "*save*: from the guest's last tick until the old kernel says that it starts the new one;"
@@ -51,7 +57,8 @@ ABOUT = {
     "device": (
         "A network card assigned by VFIO gets a numbered frame every 5 ms. The same program drives"
         " it for both; with kexec alone it starts the card anew in the next kernel, which is what"
-        " is left to the peers. Times are those that passed."
+        " is left to the peers. Times are those that passed. The emulated wire holds frames back"
+        " while the card takes none, so few of them get lost; a real one does not wait."
     ),
     "memory": (
         "A file of 1 GiB is allocated (`fallocate`), mapped, and one byte of each page is written."

@@ -123,7 +123,7 @@ def _brief(sample: Sample) -> str:
     if sample.error:
         return f"FAILED: {sample.error.strip().splitlines()[0][:160]}"
     names = [name for name in sample.values if f"work: {name}" in sample.values]
-    shown = [n for n in ("blackout", "work") if n in sample.values] or names
+    shown = [n for n in ("blackout", "work") if n in sample.values] or names or [*sample.values]
     return ", ".join(f"{name} {sample.values[name]:.2f}" for name in shown[:4])
 
 
