@@ -37,12 +37,14 @@ ABOUT = {
         " and of {peer} overlap."
     ),
     "not flat": (
-        "Why the largest guest takes longer: QEMU switches dirty logging on for all of the guest's"
-        " memory when it saves, although the memory is left out of what is saved, and QEMU and KVM"
-        " keep a bit for each 4 KiB page of it (phase *save* below; QEMU is unmodified, so pkernfs"
-        " can't leave that out). Its start with so large a memory takes longer as well (phase"
-        " *restore*), for every peer. pkernfs itself does nothing that grows with the size of a"
-        " file: it looks at its length."
+        "Why the largest guest takes longer: when QEMU saves, it has KVM log what the guest writes,"
+        " although the memory is left out of what is saved, and with a bitmap that is work for"
+        " every 4 KiB page (phase *save* below). Saving alone was tried with and without: a dirty"
+        " ring (`-accel kvm,dirty-ring-size=4096`) takes most of it away. `pkernfs vm start` asks"
+        " for one with guests of 64 GiB and more; the version of a run is in the table below, and"
+        " 96a43c8 did not yet. And QEMU, when it adds memory of that size, marks every page of it"
+        " dirty in three bitmaps of its own (phase *restore*). pkernfs itself does nothing that"
+        " grows with the size of a file."
     ),
     "phases": (
         "*save*: from the guest's last tick until the old kernel says that it starts the new one;"

@@ -29,6 +29,26 @@ def test_a_guest_runs_from_files_in_the_store(host: FakeHost) -> None:
     assert os.getsid(child.pid) == child.pid
 
 
+@pytest.mark.parametrize(
+    ("gib", "user", "accelerator"),
+    [
+        (1, (), "kvm"),
+        (64, (), "kvm,dirty-ring-size=4096"),
+        (64, ("-accel", "kvm"), "kvm"),
+        (64, ("-accel", "tcg"), "tcg"),
+    ],
+)
+def test_kvm_logs_a_large_guest_in_a_ring(
+    host: FakeHost, gib: int, user: tuple[str, ...], accelerator: str
+) -> None:
+    host.put("dev/kvm", "")
+    guest = Guest("web", host.places)
+    config = guests.plan_config(guest, gib << 30, user, process.DEFAULT_QEMU, host.machine)
+    words = config.arguments
+    assert words[words.index("-accel") + 1] == accelerator
+    assert words.count("-accel") == 1
+
+
 def test_a_name_can_be_used_once(host: FakeHost) -> None:
     host.start("web")
     with pytest.raises(PkernfsError, match="runs already"):
