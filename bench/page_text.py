@@ -42,7 +42,7 @@ ABOUT = {
         " every 4 KiB page (phase *save* below). Saving alone was tried with and without: a dirty"
         " ring (`-accel kvm,dirty-ring-size=4096`) takes most of it away. `pkernfs vm start` asks"
         " for one with guests of 64 GiB and more; the version of a run is in the table below, and"
-        " 96a43c8 did not yet. And QEMU, when it adds memory of that size, marks every page of it"
+        " d6b6095 did not yet. And QEMU, when it adds memory of that size, marks every page of it"
         " dirty in three bitmaps of its own (phase *restore*). pkernfs itself does nothing that"
         " grows with the size of a file."
     ),
