@@ -182,6 +182,6 @@ def _under_lockdown(host: Machine, guest: Tick) -> None:
         " --override module.next-unsigned"
     )
     refused(guest, unsigned, "/tmp/unsigned is not signed")
-    # What the kernel itself says to that. One with its signature it takes only if it trusts
-    # the key: without UEFI, as here, Debian's kernel does not trust its successor's.
+    # What the kernel itself says to that. In this host, which has no UEFI and so none of its
+    # keys, it refuses Debian's signed kernels too: it has to trust the key.
     refused(guest, f"{unsigned} --override kernel.unsigned", "refuses to load /tmp/unsigned")
