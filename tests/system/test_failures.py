@@ -176,10 +176,10 @@ main()
     outcome="refused, nothing touched",
 )
 def test_a_full_store_stops_the_update(guest: Tick) -> None:
-    """Two MiB are left, less than any state may take."""
+    """One block is left, 2 MiB, less than any state may take."""
     filler = (
         "import os; room = os.statvfs('/mnt/pkernfs'); fd = os.open('/mnt/pkernfs/filler',"
-        " os.O_WRONLY | os.O_CREAT); os.posix_fallocate(fd, 0, (room.f_bavail - 512) * 4096)"
+        " os.O_WRONLY | os.O_CREAT); os.posix_fallocate(fd, 0, (room.f_bavail - 1) * room.f_frsize)"
     )
     guest.host.run(["python3", "-c", filler]).check()
     try:
