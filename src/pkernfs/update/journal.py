@@ -98,7 +98,10 @@ class Begun:
 
 
 def read(places: Places) -> Begun | None:
-    """What an update has begun; None when there is nothing to undo."""
+    """What an update has begun; None when there is nothing to undo.
+
+    An update that was killed before its first step has begun nothing.
+    """
     try:
         text = path_of(places).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -110,7 +113,7 @@ def read(places: Places) -> Begun | None:
         except (ValueError, TypeError):
             continue
         begun.add(str(step), str(subject))
-    return begun
+    return begun if begun != Begun() else None
 
 
 def remove(places: Places) -> None:

@@ -372,3 +372,14 @@ def test_the_guard_survives_what_ends_a_terminal(host: FakeHost, jumper: FakeKex
         time.sleep(0.1)
         standing.pausing()
         assert os.getsid(standing.pid) == standing.pid
+
+
+def test_an_update_killed_before_its_first_step_is_in_nobodys_way(host: FakeHost) -> None:
+    journal.Journal(host.places)
+    assert journal.read(host.places) is None
+    handover.check_leftovers(host.places)
+    written = journal.Journal(host.places)
+    written.note(journal.GUARD, "1")
+    assert journal.read(host.places) is None
+    written.note(journal.LOAD)
+    assert journal.read(host.places) == journal.Begun(loaded=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,11 +101,13 @@ class FakeHost:
         return {guest.name: guest.state for guest in guests.list_guests(self.places)}
 
     def kill_all(self) -> None:
-        """End every QEMU of this host, the way a kexec does."""
-        for guest in all_guests(self.places):
-            child = process.running(guest)
-            if child is not None:
-                os.kill(child.pid, signal.SIGKILL)
+        """End every QEMU of this host, the way a kexec does: none is left when it is done."""
+        children = [process.running(guest) for guest in all_guests(self.places)]
+        for child in filter(None, children):
+            os.kill(child.pid, signal.SIGKILL)
+        for child in filter(None, children):
+            while child.alive():
+                time.sleep(0.005)
 
 
 @pytest.fixture
