@@ -392,7 +392,10 @@ class Page:
         lines += ["", *_table(["", "version"], [[k, v] for k, v in self._results.versions.items()])]
         samples = len(self._results.samples)
         minutes = self._results.seconds / 60
-        lines += [f"{samples} runs in {minutes:.0f} minutes. Command lines, by peer:", ""]
+        lines += [f"{samples} runs in {minutes:.0f} minutes.", ""]
+        if self._results.parts > 1:
+            lines += [ABOUT["parts"].format(parts=self._results.parts), ""]
+        lines += ["Command lines, by peer:", ""]
         for who, commands in self._results.commands.items():
             lines += [f"<details><summary>{who}</summary>", "", "```"]
             lines += [line for command in commands for line in command.splitlines()]

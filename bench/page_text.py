@@ -46,6 +46,11 @@ ABOUT = {
         " dirty in three bitmaps of its own (phase *restore*). pkernfs itself does nothing that"
         " grows with the size of a file."
     ),
+    "parts": (
+        "The run was made in {parts} parts, some of them at the same time. Peers of one table took"
+        " turns in one part, but for LUO and its floor, which have a part and a host of their own."
+        " The version of pkernfs is that of the first part."
+    ),
     "phases": (
         "*save*: from the guest's last tick until the old kernel says that it starts the new one;"
         " *leave*: until the new kernel's first line (it is checked and unpacked in between);"

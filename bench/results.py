@@ -58,6 +58,7 @@ class Results:
     :ivar when: date of the run, UTC.
     :ivar profile: "full" or "quick".
     :ivar rounds: how often each cell was run.
+    :ivar parts: how many runs this was put together from.
     :ivar versions: of what was compared and what it ran on.
     :ivar commands: command lines by peer.
     :ivar not_run: what was left out, and why.
@@ -67,6 +68,7 @@ class Results:
     profile: str
     rounds: int
     seconds: float = 0.0
+    parts: int = 1
     versions: dict[str, str] = field(default_factory=dict)
     commands: dict[str, list[str]] = field(default_factory=dict)
     not_run: list[dict[str, str]] = field(default_factory=list)
@@ -114,6 +116,7 @@ class Results:
         if twice := cells & {(s.measure, s.peer, s.case) for s in other.samples}:
             raise PkernfsError(f"{sorted(twice)[0]} is in both runs")
         self.seconds += other.seconds
+        self.parts += other.parts
         self.versions |= {k: v for k, v in other.versions.items() if k not in self.versions}
         for who, commands in other.commands.items():
             known = self.commands.setdefault(who, [])

@@ -60,6 +60,7 @@ def test_parts_of_a_run_are_put_together_once() -> None:
     first.merge(second)
     assert [s.measure for s in first.samples] == ["blackout", "store"]
     assert first.commands == {"pkernfs": ["mount"]}
+    assert first.parts == 2
     with pytest.raises(PkernfsError, match="is in both runs"):
         first.merge(second)
     with pytest.raises(PkernfsError, match="different plans"):
