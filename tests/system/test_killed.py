@@ -73,8 +73,10 @@ def test_killed_in_any_phase_the_guest_runs_on_at_once(
     """The last one is after the disks were frozen, right before the jump."""
     _kill_at(guest.host, event, subject)
     _all_as_before(guest)
-    report = demo.report_of(guest.host) if event == "end" and subject == "save" else None
-    assert report is None or (report["outcome"], report["text"]) == ("rolled back", "it was killed")
+    if event == "end" and subject == "save":
+        report = demo.report_of(guest.host)
+        assert (report["outcome"], report["text"]) == ("rolled back", "it was killed")
+        assert [vm["survived"] for vm in report["vms"]] == [True]
 
 
 @answers(

@@ -76,8 +76,10 @@ async def _let_run(guest: Guest, run: bool) -> None:
     guest.forget_saved()
 
 
-async def _let_all_run(places: Places, begun: Begun) -> tuple[list[str], list[Failure]]:
-    """The guests as they were, and what failed."""
+async def _let_all_run(
+    places: Places, begun: Begun, timeline: Timeline
+) -> tuple[list[str], list[Failure]]:
+    """The guests as they were, and what failed; each one's result is recorded."""
     fine, failed = [], []
 
     async def one(guest: Guest, run: bool) -> None:
@@ -88,10 +90,15 @@ async def _let_all_run(places: Places, begun: Begun) -> tuple[list[str], list[Fa
             await _let_run(guest, run)
         except PkernfsError as error:
             failed.append(Failure(guest.name, error.what))
-        else:
-            fine.append(guest.name)
+            return
+        fine.append(guest.name)
+        if run:
+            timeline.mark("moment", "running", guest.name)
+        timeline.mark("result", "ok", guest.name)
 
     await asyncio.gather(*(one(Guest(name, places), run) for name, run in begun.guests.items()))
+    for failure in failed:
+        timeline.mark("result", "failed", failure.guest, text=failure.text)
     return sorted(fine), failed
 
 
@@ -109,7 +116,8 @@ def undo(machine: Machine, places: Places, why: str) -> Recovered | None:
         return None
     frozen = kexec.thaw(begun.frozen)
     failed = [Failure("", f"{point} may still be frozen") for point in frozen]
-    fine, unwell = asyncio.run(_let_all_run(places, begun))
+    timeline = Timeline(machine)
+    fine, unwell = asyncio.run(_let_all_run(places, begun, timeline))
     failed += unwell
     control = Control()
     if begun.armed and control.armed:
@@ -122,18 +130,17 @@ def undo(machine: Machine, places: Places, why: str) -> Recovered | None:
     result = Recovered(begun.update, tuple(fine), tuple(failed))
     if not any(failure.again for failure in failed):
         journal.remove(places)
-    _report(machine, places, result, why)
+    _report(timeline, places, result, why)
     return result
 
 
-def _report(machine: Machine, places: Places, result: Recovered, why: str) -> None:
+def _report(timeline: Timeline, places: Places, result: Recovered, why: str) -> None:
     """Say in the update's records how it ended; a store that can't be written is no reason
     to fail."""
     if not result.update or not directory(places, result.update).is_dir():
         return
     text = why + (f"; not undone: {result.failures}" if result.failed else "")
     try:
-        timeline = Timeline(machine)
         timeline.open(directory(places, result.update) / "timeline.jsonl")
         timeline.mark("outcome", "rolled back", text=text)
         timeline.close()

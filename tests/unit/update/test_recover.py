@@ -155,6 +155,9 @@ def test_the_report_says_that_it_was_killed(
     assert update is not None
     value = report.build(host.places, update)
     assert (value["outcome"], value["text"]) == ("rolled back", "it was killed")
+    (vm,) = value["vms"]
+    assert (vm["survived"], vm["error"]) == (True, "")
+    assert 0 < vm["blackout_s"] < 30
 
 
 @answers(
