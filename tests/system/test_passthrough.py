@@ -150,9 +150,10 @@ def test_beyond_the_ring(tmp_path: Path) -> None:
             demo.update(host, kernel(host, "6.12"))
             report = proof.finish(host, "card")
         gap = max(lab.blackouts(witness), key=lambda times: times[1] - times[0])
-    assert proof.log.lost, "the blackout was too short for this test"
-    first = proof.log.lost[0]
-    held = sum(gap[0] < frame.sent_ns / 1e9 < first[1] / 1e9 for frame in proof.log.sent)
+    # The ring holds nine seconds at least; what is lost before that, a busy machine lost.
+    later = [at for _, at in proof.log.lost if at / 1e9 > gap[0] + 5]
+    assert later, "the blackout was too short for this test"
+    held = sum(gap[0] < frame.sent_ns / 1e9 < later[0] / 1e9 for frame in proof.log.sent)
     print(f"{held} frames held by a ring of 256, {len(proof.log.lost)} lost")
     # Descriptors are given back to the card some at a time (E1000_RX_BUFFER_WRITE, 16); a frame
     # each in the socket and in QEMU; and the last heartbeat is up to half a second old.

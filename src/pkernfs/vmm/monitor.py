@@ -304,6 +304,10 @@ async def _load_with_devices(
     feeding = asyncio.ensure_future(feed(path, state.read_bytes()))
     try:
         done = await _loaded(session, timeout)
+    except PkernfsError as error:
+        # The section that it stumbled over is in its log only.
+        said = log_tail(session.guest)
+        raise PkernfsError(f"{error.what}; QEMU says: {said}", error.hint) from error
     finally:
         feeding.cancel()
         await asyncio.gather(feeding, return_exceptions=True)
