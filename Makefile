@@ -2,9 +2,10 @@
 #
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
 # make demo-passthrough  the same with a network card of the host that is passed through to it
-# make test       all tests, at most 30 minutes on 2 cores
+# make test       all tests but the next ones, 30 to 60 minutes on 2 cores
+# make test-passthrough  guests with a passed-through network card, 10 to 20 minutes
 # make test-system  the ones in virtual hosts
-# make test-unit  the ones without a virtual host, at most 60 seconds
+# make test-unit  the ones without a virtual host, a minute or two
 # make lint       ruff and mypy
 # make man        manual pages, in build/man
 # make install-docs  manual pages and shell completion, below $(DESTDIR)$(PREFIX)
@@ -29,7 +30,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # summary names it; an assertion that fails counts at once.
 SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
-.PHONY: demo demo-passthrough test test-unit test-system native lint man install-docs install-units bench clean
+.PHONY: demo demo-passthrough test test-unit test-system test-passthrough native lint man install-docs install-units bench clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
@@ -47,6 +48,10 @@ test-unit: $(READY) native
 test-system: $(READY)
 	$(VENV)/bin/pkernfs lab image
 	$(PYTEST) $(WORKERS) $(SECOND_TRY) -v --timeout 1200 -m system tests/system
+
+test-passthrough: $(READY)
+	$(VENV)/bin/pkernfs lab image
+	$(PYTEST) $(SECOND_TRY) -v --timeout 1800 -m passthrough tests/system/test_passthrough.py
 
 # Before the tests, whose workers would build it at the same time.
 native:
