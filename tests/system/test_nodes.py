@@ -93,7 +93,11 @@ def test_regions_by_size_from_a_plain_host_to_an_update(new_host: HostFactory) -
     findings = _json(host, "doctor")["findings"]
     assert [found for found in findings if found["status"] == "blocker"] == []
     texts = [found["text"] for found in findings if found["topic"] == "store"]
-    assert texts == ["mounted at /mnt/pkernfs", f"mounted at {SECOND}"]
+    assert texts == [
+        "mounted at /mnt/pkernfs",
+        f"mounted at {SECOND}",
+        "its checker finds it clean",
+    ]
     guests = [
         tick.start(host, "near", options=["--node", "0"]),
         tick.start(host, "far", options=["--node", "1"], store=SECOND),
