@@ -49,7 +49,10 @@ def start(
     ram: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory, e.g. 4G.")] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(metavar="BDF", help="Device of the host to pass through; may be repeated."),
+        typer.Option(
+            metavar="BDF",
+            help="Device of the host to pass through (an experiment: docs/passthrough.md).",
+        ),
     ] = None,
     qemu: Annotated[str, typer.Option(metavar="FILE", help="QEMU to run.")] = "qemu-system-x86_64",
     node: Annotated[
