@@ -113,6 +113,7 @@ def undo(machine: Machine, places: Places, why: str) -> Recovered | None:
     """
     begun = journal.read(places)
     if begun is None:
+        journal.remove(places)  # there may be one that has no step
         return None
     frozen = kexec.thaw(begun.frozen)
     failed = [Failure("", f"{point} may still be frozen") for point in frozen]

@@ -384,5 +384,8 @@ def test_an_update_killed_before_its_first_step_is_in_nobodys_way(host: FakeHost
     written = journal.Journal(host.places)
     written.note(journal.GUARD, "1")
     assert journal.read(host.places) is None
+    assert recover.recover(host.machine, host.places) is None
+    assert not journal.path_of(host.places).exists()
+    written = journal.Journal(host.places)
     written.note(journal.LOAD)
     assert journal.read(host.places) == journal.Begun(loaded=True)

@@ -186,7 +186,7 @@ def test_a_record_that_is_incomplete(guest: Guest) -> None:
 
 def test_the_command_of_a_guest_with_a_device(guest: Guest) -> None:
     words = command.base_arguments("web", "/ram", 2 << 20, "pc-q35-11.1", "kvm", (), (NIC,))
-    assert words[-2:] == ("-device", f"vfio-pci,host={NIC}")
+    assert words[-2:] == ("-device", f"vfio-pci,host={NIC},x-no-kvm-intx=on")
     assert any(word.endswith(",aux-ram-share=on") for word in words)
     start = command.start_arguments(guest.config(), 3, 4, incoming=True)
     channel = {
