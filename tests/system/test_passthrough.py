@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A guest keeps its passed-through network card while its host's kernel is replaced.
 
-Not in ``make test``: traffic over the card does not go on after an update yet
-(docs/passthrough.md). ``make test-passthrough`` runs it.
+Not in ``make test``: it has not been seen to pass as a whole yet (docs/passthrough.md).
+``make test-passthrough`` runs it.
 """
 
 from __future__ import annotations

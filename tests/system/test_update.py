@@ -163,7 +163,8 @@ def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> Non
         assert phases["kernel"]["end_s"] - phases["kernel"]["start_s"] < vm["blackout_s"]
         assert vm["blackout_s"] <= blackout + 0.1
     assert report["clock"]["name"] == "tsc"
-    assert report["clock"]["exact_to_s"] < 0.1
+    # 2 ms on an idle machine; one that emulates beside other work was 150 ms off.
+    assert report["clock"]["exact_to_s"] < 1
     stored = host.sh("cat /mnt/pkernfs/updates/*/report.json").check().stdout
     assert json.loads(stored) == report
     table = host.run(["pkernfs", "report"]).check().stdout
