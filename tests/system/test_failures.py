@@ -143,33 +143,6 @@ def test_a_dry_run_says_what_it_would_do(guest: Tick) -> None:
     assert lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
 
 
-# Runs "pkernfs update", which never comes to its jump: it is killed when it has written a
-# certain line of its timeline (its guard first if "both" is said), or by somebody else.
-_KILLED_AT = r"""
-import json, os, signal, sys, time
-sys.path.insert(0, "/usr/lib/pkernfs")
-from pkernfs.host import kexec
-from pkernfs.update import journal
-from pkernfs.update.timeline import Timeline
-from pkernfs.vmm.config import Places
-event, subject, both = sys.argv[1:]
-mark = Timeline.mark
-def deadly(self, found, about, *args, **kwargs):
-    mark(self, found, about, *args, **kwargs)
-    if (found, about) != (event, subject):
-        return
-    if both == "both":
-        lines = journal.path_of(Places()).read_text().splitlines()
-        os.kill(int(dict(map(json.loads, lines))["guard"]), signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-Timeline.mark = deadly
-kexec.jump = lambda: time.sleep(600)
-sys.argv = ["pkernfs", "update"]
-from pkernfs.cli import main
-main()
-"""
-
-
 @answers(
     phase="check",
     failure="no room in the store for the states",
