@@ -305,7 +305,7 @@ def _try(arguments: argparse.Namespace) -> Results:
         config = dataclasses.replace(config, layout=layout, used=6 * GIB)
     command = " ".join(["python -m bench.ratios", *sys.argv[1:]])
     results = Results(arguments.part, arguments.cpus, command)
-    with Machine(config) as host, Meter(host.pid) as meter:
+    with Machine(config) as host, Meter.of_processor(host.pid) as meter:
         results.versions = _versions(host)
         bench = Bench(host, results, meter)
         if arguments.part == "size":

@@ -6,16 +6,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from bench.meter import Meter
 from bench.results import Values
 from bench.stage import HOME, Stage
-from bench.work import WorkClock
 from pkernfs.errors import PkernfsError
 from pkernfs.lab.console import Line
 
 _MARK = re.compile(r"bench: (begin|end) (\S+)")
 
 
-def spans(lines: Sequence[Line], work: WorkClock) -> Values:
+def spans(lines: Sequence[Line], work: Meter) -> Values:
     """Time and work of each span, by its name.
 
     :raises PkernfsError: a span has no end.

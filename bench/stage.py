@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from bench.work import WorkClock
+from bench.meter import Meter
 from pkernfs.errors import PkernfsError
 from pkernfs.host.ranges import format_size
 from pkernfs.lab.layer import Stack, stack
@@ -174,9 +174,9 @@ class Stage:
         initrd = f"/boot/pkernfs-lab-initrd-{self.kernel}"
         return {"kernel": image, "initrd": initrd, "line": " ".join(kept)}
 
-    def work_clock(self) -> WorkClock:
+    def work_clock(self) -> Meter:
         """A clock of the work that this host's emulation does; a context manager."""
-        return WorkClock(self.host.pid)
+        return Meter.of_process(self.host.pid)
 
 
 @dataclass(frozen=True)

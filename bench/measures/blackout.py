@@ -4,7 +4,7 @@
 Everything is timed from outside the host, by the one clock of the machine that emulates
 it, and the same for every peer: the guest prints a line 18 times a second, the kernels
 print theirs. What the host's own clocks say is not used. For each phase there are two
-numbers: the time that passed, and the work that the emulation did (bench/work.py).
+numbers: the time that passed, and the work that the emulation did (bench/meter.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.meter import Meter
 from bench.peers.bare import Bare
 from bench.peers.base import Peer, check_running
 from bench.results import Values
 from bench.stage import HOME, GuestSize, Stage
-from bench.work import WorkClock
 from pkernfs.errors import PkernfsError
 from pkernfs.lab.console import Console, Line
 from pkernfs.lab.machine import poll
@@ -82,7 +82,7 @@ def phases(lines: Sequence[Line], begin: float, end: float) -> list[tuple[str, f
     return [*found, ("restore", at, end)]
 
 
-def values_of(parts: Sequence[tuple[str, float, float]], work: WorkClock) -> Values:
+def values_of(parts: Sequence[tuple[str, float, float]], work: Meter) -> Values:
     """Time and work of each phase, and of all of them."""
     values = {
         "blackout": parts[-1][2] - parts[0][1],

@@ -19,6 +19,7 @@ from pkernfs.host.bootline import MARKER, REGION, BootLine, next_boot_line, word
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
 from pkernfs.host.ranges import Region, format_size, parse_regions
+from pkernfs.vmm import passthrough
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.process import running
 
@@ -157,6 +158,12 @@ async def plan_guest(session: Monitor) -> PlannedGuest:
             "remove that device, or switch the guest off for the update",
         )
     config = guest.config()
+    try:
+        passthrough.check_interrupts(config.devices)
+    except PkernfsError as error:
+        raise PkernfsError(
+            f"guest {guest.name} can't be saved: {error.what}", error.hint
+        ) from error
     size = guest.ram.stat().st_size
     if size != config.ram_bytes:
         raise PkernfsError(f"guest {guest.name}: {guest.ram} has {size} bytes")

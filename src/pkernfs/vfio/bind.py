@@ -51,6 +51,17 @@ def iommu_group(bdf: str, sysfs: Path = SYSFS) -> int:
     return int(link.resolve().name)
 
 
+def interrupt_mode(bdf: str, sysfs: Path = SYSFS) -> str:
+    """How a device interrupts: "msi", "msix", or "" for INTx and for not at all.
+
+    One file for each vector says it (Documentation/ABI/testing/sysfs-bus-pci).
+
+    :raises PkernfsError: there is no such device.
+    """
+    vectors = sorted((device_dir(bdf, sysfs) / "msi_irqs").glob("*"))
+    return vectors[0].read_text().strip() if vectors else ""
+
+
 def current_driver(bdf: str, sysfs: Path = SYSFS) -> str | None:
     """Name of the driver that a device is bound to."""
     link = device_dir(bdf, sysfs) / "driver"

@@ -11,10 +11,6 @@ from pkernfs.errors import UsageError
 from pkernfs.vmm.config import RAM_ID, GuestConfig
 
 _MONITOR = "pkernfs-qmp"
-#: For a device that interrupts by INTx: through QEMU, not by KVM alone. QEMU 11.1 that takes
-#: such a device over registers its eventfd with KVM twice, fails at the second time ("failed to
-#: setup resample irqfd: Device or resource busy"), and the interrupt stays masked for ever.
-_INTX = "x-no-kvm-intx=on"
 
 _BACKGROUND = "a guest in the background has no terminal: -chardev file,...,append=on or socket,..."
 _REFUSED = {
@@ -153,7 +149,7 @@ def base_arguments(
         *cpu,
         *show,
         *user,
-        *(word for bdf in devices for word in ("-device", f"vfio-pci,host={bdf},{_INTX}")),
+        *(word for bdf in devices for word in ("-device", f"vfio-pci,host={bdf}")),
     )
 
 

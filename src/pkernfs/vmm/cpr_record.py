@@ -22,7 +22,7 @@ from pathlib import Path
 from pkernfs.errors import PkernfsError
 from pkernfs.vfio import bind, uapi
 from pkernfs.vfio.device import Device
-from pkernfs.vmm import cpr, cpr_memory, cpr_saved
+from pkernfs.vmm import cpr, cpr_memory, cpr_saved, passthrough
 from pkernfs.vmm.config import Guest
 from pkernfs.vmm.cpr import CprState, Kind
 from pkernfs.vmm.monitor import Moment, Monitor
@@ -131,9 +131,8 @@ def _describe(bdf: str, fd: int) -> cpr_saved.PassedDevice:
         Device(fd, bdf).region_info(uapi.VFIO_PCI_CONFIG_REGION_INDEX).offset + cpr_saved.COMMAND
     )
     command = int.from_bytes(os.pread(fd, 2, place), "little")
-    # One file for each vector, which says "msi" or "msix" (ABI/testing/sysfs-bus-pci).
-    vectors = list((bind.device_dir(bdf) / "msi_irqs").glob("*"))
-    mode = vectors[0].read_text().strip() if vectors else ""
+    passthrough.check_interrupts([bdf])
+    mode = bind.interrupt_mode(bdf)
     return cpr_saved.PassedDevice(bdf, bind.iommu_group(bdf), command, mode)
 
 

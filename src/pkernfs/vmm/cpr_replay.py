@@ -27,7 +27,7 @@ from pkernfs.vfio import bind, uapi
 from pkernfs.vfio.container import Container
 from pkernfs.vfio.device import Device
 from pkernfs.vfio.group import Group
-from pkernfs.vfio.interrupts import eventfd_trigger, irq_set
+from pkernfs.vfio.interrupts import eventfd_trigger
 from pkernfs.vfio.ioctl import call
 from pkernfs.vfio.memory import Memory
 from pkernfs.vmm import cpr, cpr_memory, cpr_saved
@@ -177,7 +177,6 @@ class _Maker:
             device = self.devices[passed.bdf]
             call(device.fd, uapi.VFIO_DEVICE_SET_IRQS, argument, f"interrupt {index}")
         self.in_use += [event for event in vectors(found) if event >= 0]
-        self.in_use += found.get(cpr.INTX, {}).values()
 
 
 def vectors(events: dict[str, dict[int, int]]) -> list[int]:
@@ -195,17 +194,10 @@ def requests(events: dict[str, dict[int, int]], mode: str) -> Iterator[tuple[int
     :param events: events by what they are for (cpr.EVENTS) and number.
     :param mode: see :class:`PassedDevice`.
     """
-    if mode and (found := vectors(events)):
+    if found := vectors(events):
         msix = mode == "msix"
         index = uapi.VFIO_PCI_MSIX_IRQ_INDEX if msix else uapi.VFIO_PCI_MSI_IRQ_INDEX
         yield index, eventfd_trigger(index, found)
-    elif cpr.INTX in events:
-        index = uapi.VFIO_PCI_INTX_IRQ_INDEX
-        yield index, eventfd_trigger(index, [events[cpr.INTX][0]])
-        if cpr.INTX_UNMASK in events:
-            flags = uapi.VFIO_IRQ_SET_DATA_EVENTFD | uapi.VFIO_IRQ_SET_ACTION_UNMASK
-            event = events[cpr.INTX_UNMASK][0].to_bytes(4, "little")
-            yield index, irq_set(flags, index, 0, 1, event)
     for kind, index in (
         (cpr.ERROR, uapi.VFIO_PCI_ERR_IRQ_INDEX),
         (cpr.REQUEST, uapi.VFIO_PCI_REQ_IRQ_INDEX),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.host.devices import Control
-from pkernfs.vfio.bind import bind, current_driver, parse_bdf, unbind
+from pkernfs.vfio.bind import bind, current_driver, interrupt_mode, parse_bdf, unbind
 from pkernfs.vmm import process
 from pkernfs.vmm.command import options
 from pkernfs.vmm.config import Guest, Places, all_guests
@@ -45,6 +45,25 @@ def check_qemu(version: str, arguments: Sequence[str]) -> None:
             raise UsageError(
                 f"-device {value} can't be used together with --device",
                 "leave the guest's IOMMU out: the host's tables are what an update hands over",
+            )
+
+
+def check_interrupts(devices: Sequence[str]) -> None:
+    """Refuse devices whose driver in the guest uses neither MSI nor MSI-X.
+
+    QEMU 11.1 that takes over a device with INTx registers its eventfd with KVM twice, fails at
+    the second time ("failed to setup resample irqfd: Device or resource busy"), and the
+    interrupt stays masked for ever. With ``x-no-kvm-intx=on`` it does not, but then a migration
+    that is cancelled ends QEMU ("Assertion `type == MIG_EVENT_SETUP' failed").
+
+    :raises PkernfsError: see above.
+    """
+    for bdf in devices:
+        if not interrupt_mode(bdf):
+            raise PkernfsError(
+                f"{bdf}: its driver in the guest has no MSI or MSI-X vector, and QEMU can't hand "
+                "INTx to the next kernel",
+                "wait until the guest's driver is up, let it use MSI-X, or stop the guest",
             )
 
 

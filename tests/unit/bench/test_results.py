@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.meter import interpolate
 from bench.plan import FULL, QUICK, Act, Cell, acts
 from bench.results import Results, Sample, slope, spread
 from bench.run import Runner
 from bench.stage import Room, Stage
-from bench.work import interpolate
 from pkernfs.errors import PkernfsError
 
 

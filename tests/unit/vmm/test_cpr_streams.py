@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.vfio import uapi
+from pkernfs.vfio import bind, uapi
 from pkernfs.vmm import command, cpr, cpr_record, cpr_replay, cpr_saved, passthrough
 from pkernfs.vmm.config import Guest, GuestConfig, Places
 from pkernfs.vmm.cpr import CprState, Descriptor, Kind
@@ -109,8 +109,7 @@ def test_vectors() -> None:
     [
         ("msix", {cpr.KVM_VECTOR: {0: 5}}, [uapi.VFIO_PCI_MSIX_IRQ_INDEX]),
         ("msi", {cpr.KVM_VECTOR: {0: 5}}, [uapi.VFIO_PCI_MSI_IRQ_INDEX]),
-        ("", {cpr.INTX: {0: 5}, cpr.INTX_UNMASK: {0: 6}}, [uapi.VFIO_PCI_INTX_IRQ_INDEX] * 2),
-        ("", {}, []),
+        ("msi", {}, []),
         (
             "msi",
             {cpr.VECTOR: {0: 5}, cpr.ERROR: {0: 6}, cpr.REQUEST: {0: 7}},
@@ -186,7 +185,7 @@ def test_a_record_that_is_incomplete(guest: Guest) -> None:
 
 def test_the_command_of_a_guest_with_a_device(guest: Guest) -> None:
     words = command.base_arguments("web", "/ram", 2 << 20, "pc-q35-11.1", "kvm", (), (NIC,))
-    assert words[-2:] == ("-device", f"vfio-pci,host={NIC},x-no-kvm-intx=on")
+    assert words[-2:] == ("-device", f"vfio-pci,host={NIC}")
     assert any(word.endswith(",aux-ram-share=on") for word in words)
     start = command.start_arguments(guest.config(), 3, 4, incoming=True)
     channel = {
@@ -195,6 +194,24 @@ def test_the_command_of_a_guest_with_a_device(guest: Guest) -> None:
     }
     assert start[-4:-1] == ["-incoming", "defer", "-incoming"]
     assert json.loads(start[-1]) == channel
+
+
+@pytest.mark.parametrize("mode", ["msi", "msix"])
+def test_interrupts_that_can_be_handed_over(tmp_path: Path, mode: str) -> None:
+    vectors = tmp_path / "bus/pci/devices" / NIC / "msi_irqs"
+    vectors.mkdir(parents=True)
+    for number in (24, 25):
+        (vectors / str(number)).write_text(f"{mode}\n")
+    assert bind.interrupt_mode(NIC, tmp_path) == mode
+
+
+def test_a_driver_that_uses_intx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bus/pci/devices" / NIC).mkdir(parents=True)
+    assert bind.interrupt_mode(NIC, tmp_path) == ""
+    monkeypatch.setattr(passthrough, "interrupt_mode", lambda bdf: "")
+    with pytest.raises(PkernfsError, match=f"{NIC}: its driver .* no MSI or MSI-X vector"):
+        passthrough.check_interrupts([NIC])
+    passthrough.check_interrupts([])
 
 
 def test_what_is_refused_beside_a_device() -> None:
