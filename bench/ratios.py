@@ -3,9 +3,10 @@
 
 ``python -m bench.ratios [--part guests|size] [--cpus N] [--guests N,...] [--rounds N]`` boots a
 virtual host and, again and again, starts its next kernel with kexec: bare, until its first user
-program, and by ``pkernfs update`` with guests. Each update is compared with the mean of the bare
-kexecs right before and right after it: by the clock, and by the time that the emulated processor
-itself has run, which other work on the machine does not lengthen. The results go to
+program, and by ``pkernfs update`` with guests. Each update is compared with the median of the
+run's bare kexecs (one in some takes twice as long in emulation): by the clock, and by the time
+that the emulated processor itself has run, which other work on the machine does not lengthen.
+The results go to
 ``build/bench/ratios-PART.json`` and, with ``--docs``, to ``docs/blackout.md``.
 """
 
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,17 +122,15 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     load: list[float] = field(default_factory=list)
 
-    def floors(self) -> Iterator[tuple[Update, float, float]]:
-        """Each update with the mean of the bare kexecs around it: seconds, and processor's time."""
-        for index, step in enumerate(self.steps):
-            if isinstance(step, Update):
-                around = self.steps[max(0, index - 1) : index + 2]
-                bare = [it for it in around if isinstance(it, Bare)]
-                seconds = statistics.mean(it.seconds for it in bare)
-                yield step, seconds, statistics.mean(it.run_s for it in bare)
+    def floor(self) -> tuple[float, float]:
+        """The median of the bare kexecs: seconds, and the processor's time."""
+        bare = [step for step in self.steps if isinstance(step, Bare)]
+        seconds = statistics.median(it.seconds for it in bare)
+        return seconds, statistics.median(it.run_s for it in bare)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, and the ratios."""
+        floor, floor_run = self.floor()
         ratios = [
             {
                 "guests": update.guests,
@@ -145,9 +144,11 @@ class Results:
                 "longest_run_s": round(max(update.runs), 3),
                 "ratio_run": round(max(update.runs) / floor_run, 3),
                 "first_ratio_run": round(min(update.runs) / floor_run, 3),
+                "kernel_s": round(update.kernel_s, 3),
                 "outside_kernel": _shares(update),
             }
-            for update, floor, floor_run in self.floors()
+            for update in self.steps
+            if isinstance(update, Update)
         ]
         return {
             "schema": SCHEMA,
@@ -282,7 +283,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--part", choices=("guests", "size"), default="guests")
     parser.add_argument("--cpus", type=int, default=1, help="processors of the virtual host")
     parser.add_argument("--guests", default="1,12", help="how many guests, one after the other")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--docs", action="store_true", help="write docs/blackout.md, too")
     parser.add_argument("--page", action="store_true", help="write only that, from the last run")
     return parser.parse_args()

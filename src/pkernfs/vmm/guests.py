@@ -19,7 +19,7 @@ from pkernfs.files import sync_directory
 from pkernfs.host import systemd
 from pkernfs.host.machine import Machine
 from pkernfs.host.ranges import format_size
-from pkernfs.vmm import command, passthrough, process
+from pkernfs.vmm import command, launch, passthrough, process
 from pkernfs.vmm.config import Guest, GuestConfig, Places, all_guests, check_name
 
 #: Guest memory is given to the guest in units of what the store hands out.
@@ -28,7 +28,6 @@ RAM_UNIT = 2 << 20
 #: QEMU has KVM log what a guest writes while it saves one, also if the memory is left out. With
 #: a bitmap that is work for every page (1.3 s for 1 TiB under emulation, 0.3 s with a ring:
 #: docs/benchmarks.md). A ring is there per processor; where KVM has none, QEMU takes the bitmap.
-DIRTY_RING_FROM = 64 << 30
 DIRTY_RING = 4096
 
 #: Until QEMU greets (seconds): under emulation its start alone takes many.
@@ -132,7 +131,7 @@ def _accelerator(arguments: Sequence[str], ram_bytes: int, machine: Machine) -> 
         return chosen
     if not os.access(machine.root / "dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
-    return f"kvm,dirty-ring-size={DIRTY_RING}" if ram_bytes >= DIRTY_RING_FROM else "kvm"
+    return f"kvm,dirty-ring-size={DIRTY_RING}" if ram_bytes >= launch.LARGE else "kvm"
 
 
 def allocate_ram(path: Path, size: int) -> None:

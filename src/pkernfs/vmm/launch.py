@@ -29,6 +29,16 @@ LOAD_S = 120.0
 #: A guest that is not up after this time (seconds) does not hold back the next one.
 SLOT_S = 5.0
 
+#: Guests from this size on get what pays only for them (bytes).
+LARGE = 64 << 30
+#: QEMU marks every page of a guest's memory dirty, three times, when it starts (ram_block_add()
+#: in system/physmem.c): 96 MiB of bitmaps for 1 TiB, in blocks of 256 KiB. The C library is to
+#: take them from one piece, of huge pages (glibc's manual, "Memory Allocation Tunables"; it takes
+#: no larger threshold), so that there are few page faults.
+_TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.top_pad=33554432"
+)
+
 _MAGIC = "pkernfs-launch/1"
 _POLL_MS = 50
 #: SIGPIPE and SIGXFSZ (signal(7)), which Python ignores: QEMU gets their defaults.
@@ -114,13 +124,24 @@ def start_time(pid: int) -> str | None:
     return None if fields[0] in (b"Z", b"X") else fields[19].decode()
 
 
+def _environment(ram_bytes: int) -> dict[str, str]:
+    if ram_bytes < LARGE:
+        return dict(os.environ)
+    return {"GLIBC_TUNABLES": _TUNABLES, **os.environ}
+
+
 def spawn(
-    argv: tuple[str, ...], directory: str, runtime: str, more: dict[int, int] | None = None
+    argv: tuple[str, ...],
+    directory: str,
+    runtime: str,
+    ram_bytes: int,
+    more: dict[int, int] | None = None,
 ) -> tuple[int, str]:
     """Start QEMU. It can be connected to at ``qmp.sock`` as soon as this returns.
 
     :param directory: working directory; / when it is not there.
     :param runtime: directory for socket, process id and log; made when it is not there.
+    :param ram_bytes: of its guest.
     :param more: descriptors that QEMU inherits, by their numbers in QEMU.
     :returns: its process id, and when it began.
     :raises OSError: it can't be started.
@@ -140,7 +161,7 @@ def spawn(
         pid = os.posix_spawn(
             argv[0],
             argv,
-            os.environ,
+            _environment(ram_bytes),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
@@ -224,7 +245,9 @@ class Attempt:
         if launch.node:
             os.sched_setaffinity(0, processors(launch.node))
         try:
-            self.pid, self.began = spawn(launch.argv, launch.directory, launch.runtime)
+            self.pid, self.began = spawn(
+                launch.argv, launch.directory, launch.runtime, launch.ram_bytes
+            )
         finally:
             if launch.node:
                 os.sched_setaffinity(0, before)

@@ -154,7 +154,9 @@ def spawn(guest: Guest, config: GuestConfig, *, incoming: bool) -> Process:
     command = start_arguments(config, launch.MONITOR_FD, devices_fd, incoming=incoming)
     try:
         with _processors(config), _devices_listener(guest, wanted=waits) as more:
-            pid, began = launch.spawn(tuple(command), config.directory, str(guest.runtime), more)
+            pid, began = launch.spawn(
+                tuple(command), config.directory, str(guest.runtime), config.ram_bytes, more
+            )
     except OSError as error:
         raise PkernfsError(f"can't start {config.qemu}: {error.strerror}") from error
     return Process(pid, began)
