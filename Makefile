@@ -3,7 +3,7 @@
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
 # make demo-passthrough  the same with a network card of the host that is passed through to it
 # make test       all tests but the next ones, 30 to 60 minutes on 2 cores
-# make test-passthrough  guests with a passed-through network card; not seen to pass yet
+# make test-passthrough  guests with a passed-through network card, ten minutes more
 # make test-system  the ones in virtual hosts
 # make test-unit  the ones without a virtual host, a minute or two
 # make lint       ruff and mypy

@@ -108,15 +108,23 @@ class Page:
         order = list(ABOUT)
         return sorted(pairs, key=lambda pair: (order.index(pair[0]), parse_size(pair[1])))
 
-    def flatness(self) -> tuple[str, str, float] | None:
-        """pkernfs: the smallest and the largest guest, and how many times longer it takes."""
+    def flatness(self, without: str = "") -> tuple[str, str, float] | None:
+        """pkernfs: the smallest and the largest guest, and how many times longer it takes.
+
+        :param without: a phase that is not counted.
+        """
         cases = [case for peer, case in self._update_cells() if peer == "pkernfs"]
         if len(cases) < 2:
             return None
         first, last = (
-            self._median("blackout", "pkernfs", c, "work") for c in (cases[0], cases[-1])
+            spread(
+                s.values["work"] - s.values.get(f"work: {without}", 0.0)
+                for s in self._results.of("blackout", "pkernfs", case)
+                if not s.error
+            )
+            for case in (cases[0], cases[-1])
         )
-        return (cases[0], cases[-1], last / first) if first and last else None
+        return (cases[0], cases[-1], last.median / first.median) if first and last else None
 
     def slopes(self) -> dict[str, float]:
         """How much a GiB of guest memory adds to the blackout, in bare kexecs."""
@@ -146,6 +154,9 @@ class Page:
                 f"- pkernfs, a guest of {_size(flat[1])} against one of {_size(flat[0])}:"
                 f" {flat[2]:.3f} times the blackout. The aim, at most {_FLAT}, {verdict}."
             )
+            own = self.flatness(without="leave")
+            if own:
+                lines[-1] += f" Without the phase *leave*, which varies by chance: {own[2]:.3f}."
         for case in dict.fromkeys(case for _, case in self._update_cells()):
             ranked = sorted(
                 (ratio, peer)
@@ -180,7 +191,7 @@ class Page:
         if any(peer in _FLOORS for peer, _ in self._update_cells()):
             lines += [ABOUT["own floor"], ""]
         flat = self.flatness()
-        if flat and flat[2] > _FLAT:
+        if flat:
             lines += [ABOUT["not flat"], ""]
         slopes = self.slopes()
         if slopes:

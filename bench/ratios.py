@@ -100,6 +100,7 @@ class Update:
     :ivar blackouts: of each guest, seconds, in the order in which they ran again.
     :ivar runs: of each guest, the blackout by the emulated processor's own time.
     :ivar kernel_s: from the old kernel's last word to the first user program of the new one.
+    :ivar kernel_run_s: the same by the emulated processor's own time.
     :ivar phases: name to start and end, seconds since the update began.
     """
 
@@ -108,6 +109,7 @@ class Update:
     blackouts: tuple[float, ...]
     runs: tuple[float, ...]
     kernel_s: float
+    kernel_run_s: float
     phases: dict[str, tuple[float, float]]
 
 
@@ -144,6 +146,8 @@ class Results:
                 "longest_run_s": round(max(update.runs), 3),
                 "ratio_run": round(max(update.runs) / floor_run, 3),
                 "first_ratio_run": round(min(update.runs) / floor_run, 3),
+                "kernel_ratio_run": round(update.kernel_run_s / floor_run, 3),
+                "rest_ratio_run": round((max(update.runs) - update.kernel_run_s) / floor_run, 3),
                 "kernel_s": round(update.kernel_s, 3),
                 "outside_kernel": _shares(update),
             }
@@ -221,7 +225,8 @@ class Bench:
             self._meter.between(zero + vm["stopped_s"], zero + vm["running_s"])
             for vm in report["vms"]
         )
-        step = Update(guests, ram_bytes, blackouts, tuple(runs), end - begin, phases)
+        kernel = self._meter.between(begin, end)
+        step = Update(guests, ram_bytes, blackouts, tuple(runs), end - begin, kernel, phases)
         text = f"{guests} guest(s): {blackouts[0]:.2f} to {blackouts[-1]:.2f} s"
         self._add(step, f"{text}, {runs[0]:.2f} to {runs[-1]:.2f} s of the processor")
 

@@ -19,8 +19,12 @@ highest in brackets. Everything runs in software emulation: the seconds say noth
 the ratios say how much pkernfs adds. **By processor** is the ratio of the times that the emulated
 processor itself has run; by the clock, what else the machine did meanwhile is in it.
 
-One kexec in some, bare or not, takes two or three times as long as the others until the new
-kernel's first line. Why was not looked into; the medians leave it out.
+One kexec in some takes several times as long as the others until the new kernel's first line.
+That is the emulation: the next kernel is unpacked to a random place, and where that was memory
+from which programs ran, the emulator has translated code there, and each store that overwrites it
+is slow (its program counter was sampled meanwhile: always in the unpacking). Updates meet it more
+often than bare kexecs, since more programs ran before. So the ratio is split by what it is made
+of: **the kernel**, which has this in it, and **the rest**, which is what pkernfs adds.
 """
 
 _WHERE = """
@@ -37,6 +41,10 @@ told, is written into the store then. `pkernfs resume` starts the QEMUs before i
 of itself; the timeline, the saved states, the check of the store and the report come when all
 guests run.
 """
+
+
+#: By number of guests: what the last one's blackout may be, in bare kexecs.
+_TARGETS = {1: 1.3, 12: 2.0}
 
 
 def _seconds(value: float) -> str:
@@ -95,20 +103,21 @@ def _guests(result: Mapping[str, Any]) -> Iterator[str]:
         "ratio, last": ("ratio", ""),
         "by processor: first": ("first_ratio_run", ""),
         "last": ("ratio_run", ""),
+        "of which the kernel": ("kernel_ratio_run", ""),
+        "the rest": ("rest_ratio_run", ""),
     }
     table = [
         [str(guests), *(_median(rows, *column) for column in columns.values())]
         for guests, rows in _cases(result, "guests")
     ]
     yield from _table(["guests", *columns], table)
-    yield "\nTargets: 1.3 for one guest, 2 for the last of twelve. "
-    by_guests = _cases(result, "guests")
-    for guests, rows in by_guests:
+    yield "\nTargets: 1.3 for one guest, 2 for the last of twelve.\n"
+    for guests, rows in _cases(result, "guests"):
         ratio = statistics.median(row["ratio_run"] for row in rows)
-        target = 1.3 if guests == 1 else 2.0
-        if guests in (1, 12):
+        target = _TARGETS.get(guests)
+        if target is not None:
             word = "met" if ratio <= target else "NOT met"
-            yield f"For {guests}: {ratio:.2f}, {word}."
+            yield f"- {guests} guest(s): {ratio:.2f}, {word}"
     yield "\nWhere the rest goes:\n"
     yield from _parts(result)
     yield _WHERE

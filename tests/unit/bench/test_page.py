@@ -46,6 +46,14 @@ def test_ratios_are_medians_of_work_against_the_floor() -> None:
     assert page.ratio("fsdax", "16G") is None
     assert page.flatness() == ("256M", "1T", 1.0)
     assert page.slopes()["pkernfs"] == pytest.approx(0)
+    slow = page._results.of("blackout", "pkernfs", "1T")
+    for sample in slow:
+        sample.values["work"] += 7.0
+        sample.values["work: leave"] += 7.0
+    assert page.flatness() == ("256M", "1T", 1.5)
+    own = page.flatness(without="leave")
+    assert own is not None
+    assert own[2] == pytest.approx(1.0)
 
 
 def test_failures_and_what_was_left_out_are_on_the_page() -> None:
