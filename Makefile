@@ -2,9 +2,9 @@
 #
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
 # make demo-passthrough  the same with a network card of the host that is passed through to it
-# make test       all tests but the next ones, 30 to 60 minutes on 2 cores
-# make test-passthrough  guests with a passed-through network card, ten minutes more
+# make test       all tests, 30 to 60 minutes on 2 cores
 # make test-system  the ones in virtual hosts
+# make test-passthrough  of these, the ones of guests with a passed-through network card
 # make test-unit  the ones without a virtual host, a minute or two
 # make lint       ruff and mypy
 # make man        manual pages, in build/man
@@ -51,7 +51,7 @@ test-system: $(READY)
 
 test-passthrough: $(READY)
 	$(VENV)/bin/pkernfs lab image
-	$(PYTEST) $(SECOND_TRY) -v --timeout 1800 -m passthrough tests/system/test_passthrough.py
+	$(PYTEST) -v --timeout 1800 -m passthrough tests/system/test_passthrough.py
 
 # Before the tests, whose workers would build it at the same time.
 native:
@@ -64,8 +64,8 @@ lint: $(READY)
 
 # A full run writes docs/benchmarks.md, a quick one only build/bench/benchmarks.md.
 bench: $(READY)
-	$(VENV)/bin/python -m bench.ratios --part guests
-	$(VENV)/bin/python -m bench.ratios --part size $(if $(filter quick,$(BENCH)),,--docs)
+	$(VENV)/bin/python -m bench.ratios --part guests $(if $(filter quick,$(BENCH)),--rounds 1)
+	$(VENV)/bin/python -m bench.ratios --part size $(if $(filter quick,$(BENCH)),--rounds 1,--docs)
 	$(VENV)/bin/python -m bench $(if $(filter quick,$(BENCH)),--quick,--docs)
 
 # Both come from the parser of the command line itself.

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A guest keeps its passed-through network card while its host's kernel is replaced.
-
-Not in ``make test``: it has not been seen to pass as a whole yet (docs/passthrough.md).
-``make test-passthrough`` runs it.
-"""
+"""A guest keeps its passed-through network card while its host's kernel is replaced."""
 
 from __future__ import annotations
 
@@ -19,7 +15,12 @@ from pkernfs.lab.frames import FrameSource, Wire
 from pkernfs.lab.machine import Machine, poll
 from pkernfs.lab.witness import Witness
 
-pytestmark = pytest.mark.passthrough
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.passthrough,
+    # The emulated card ends the host now and then ("Found on the way" in docs/passthrough.md).
+    pytest.mark.flaky(reruns=2, rerun_except=["AssertionError", "^assert"]),
+]
 
 _RUN = """
 import sys
