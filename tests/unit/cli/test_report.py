@@ -14,7 +14,7 @@ from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.update import handover, plan
 from pkernfs.update import resume as resuming
 from pkernfs.update.timeline import Record
-from tests.unit.update.test_update import FakeKexec, jumper, kexec_to
+from tests.unit.update.fakes import FakeKexec, jumper, kexec_to
 from tests.unit.vmm.fakes import FakeHost
 
 __all__ = ["jumper"]

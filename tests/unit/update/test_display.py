@@ -27,7 +27,7 @@ from pkernfs.update.display.progress import Progress
 from pkernfs.update.lock import update_lock
 from tests.unit.vmm.fakes import RAM, FakeHost
 
-from .test_update import FakeKexec, jumper, kexec_to
+from .fakes import FakeKexec, jumper, kexec_to
 
 __all__ = ["jumper"]
 

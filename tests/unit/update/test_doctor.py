@@ -18,7 +18,7 @@ from pkernfs.update.journal import Journal
 from pkernfs.update.lock import update_lock
 from pkernfs.vmm.config import Guest
 from tests.answers import answers
-from tests.unit.update.test_update import FakeKexec, all_run_on, jumper, kexec_to, qmp
+from tests.unit.update.fakes import FakeKexec, all_run_on, jumper, kexec_to, qmp
 from tests.unit.vmm.fakes import FakeHost, host
 
 __all__ = ["host", "jumper"]

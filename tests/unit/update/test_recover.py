@@ -20,7 +20,7 @@ from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
 from pkernfs.update.timeline import Timeline
 from tests.answers import answers
-from tests.unit.update.test_update import FakeKexec, all_run_on, guard_of, jumper
+from tests.unit.update.fakes import FakeKexec, all_run_on, guard_of, jumper
 from tests.unit.vmm.fakes import FakeHost, host
 
 __all__ = ["host", "jumper"]
@@ -133,7 +133,7 @@ def test_killed_at_random_moments_all_guests_run_on(host: FakeHost, jumper: Fake
 def test_a_paused_guest_stays_paused_when_the_update_is_killed(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.unit.update.test_update import qmp
+    from tests.unit.update.fakes import qmp
 
     qmp(host.start("a"), "stop")
     _die_at(monkeypatch, "begin", "kernel")

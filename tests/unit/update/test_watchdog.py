@@ -19,7 +19,7 @@ from pkernfs.update import resume as resuming
 from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest
 from tests.answers import answers
-from tests.unit.update.test_update import FakeKexec, jumper, kexec_to
+from tests.unit.update.fakes import FakeKexec, jumper, kexec_to
 from tests.unit.vmm.fakes import REGION, FakeHost, host
 
 __all__ = ["host", "jumper"]
