@@ -2,9 +2,9 @@
 #
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
 # make demo-passthrough  the same with a network card of the host that is passed through to it
-# make test       all tests, 30 to 60 minutes on 2 cores
+# make test       all tests but the longest one of the next line, 30 to 60 minutes on 2 cores
+# make test-passthrough  the ones of guests with a passed-through network card
 # make test-system  the ones in virtual hosts
-# make test-passthrough  of these, the ones of guests with a passed-through network card
 # make test-unit  the ones without a virtual host, a minute or two
 # make lint       ruff and mypy
 # make man        manual pages, in build/man
