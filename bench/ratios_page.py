@@ -14,17 +14,18 @@ _HEAD = """# How long guests stand still
 Written by `python -m bench.ratios --docs`; the figures come from its last run. Each update is
 compared with a **bare kexec** of the same kernel with the same initrd and the same boot line, from
 the old kernel's last word to the new kernel's first user program, in the same virtual host: the
-median of all that were made in between. Figures are medians of all rounds, with the lowest and the
-highest in brackets. Everything runs in software emulation: the seconds say nothing about hardware,
-the ratios say how much pkernfs adds. **By processor** is the ratio of the times that the emulated
-processor itself has run; by the clock, what else the machine did meanwhile is in it.
+shortest of all that were made in between. Figures are medians of all rounds, with the lowest and
+the highest in brackets. Everything runs in software emulation: the seconds say nothing about
+hardware, the ratios say how much pkernfs adds. **By processor** is the ratio of the times that the
+emulated processor itself has run; by the clock, what else the machine did meanwhile is in it.
 
-One kexec in some takes several times as long as the others until the new kernel's first line.
+Some kexecs take several times as long as the others until the new kernel's first line.
 That is the emulation: the next kernel is unpacked to a random place, and where that was memory
 from which programs ran, the emulator has translated code there, and each store that overwrites it
-is slow (its program counter was sampled meanwhile: always in the unpacking). Updates meet it more
-often than bare kexecs, since more programs ran before. So the ratio is split by what it is made
-of: **the kernel**, which has this in it, and **the rest**, which is what pkernfs adds.
+is slow (its program counter was sampled meanwhile: always in the unpacking). Both meet it, the
+more often the more programs ran before: after twelve guests, bare kexecs did as well. So the ratio
+is split by what it is made of: **the kernel**, which has this in it, and **the rest**, which is
+what pkernfs adds.
 """
 
 _WHERE = """
