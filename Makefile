@@ -2,8 +2,8 @@
 #
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
 # make demo-passthrough  the same with a network card of the host that is passed through to it
-# make test       all tests but the longest one of the next line, 30 to 60 minutes on 2 cores
-# make test-passthrough  the ones of guests with a passed-through network card
+# make test       all tests but those of the next line, 30 to 60 minutes on 2 cores
+# make test-passthrough  guests with a passed-through network card, 6 minutes if the card does not fail
 # make test-system  the ones in virtual hosts
 # make test-unit  the ones without a virtual host, a minute or two
 # make lint       ruff and mypy
@@ -51,7 +51,7 @@ test-system: $(READY)
 
 test-passthrough: $(READY)
 	$(VENV)/bin/pkernfs lab image
-	$(PYTEST) -v --timeout 1800 -m passthrough tests/system/test_passthrough.py
+	$(PYTEST) -v -rR --timeout 1800 -m passthrough tests/system/test_passthrough.py
 
 # Before the tests, whose workers would build it at the same time.
 native:
