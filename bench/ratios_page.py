@@ -36,6 +36,10 @@ kexec; `init`, what the host's first programs do before `pkernfs resume` (driver
 `load state`. With several guests, a part reaches from the first guest's begin to the last one's
 end, so parts overlap.
 
+The host has one processor, and so all of this comes one after the other: modules are loaded
+(`init`), an interpreter starts, and each guest's QEMU is linked, builds its machine and loads, which
+takes the same work for each (`start`). Twelve guests start twelve QEMUs on it.
+
 What is done outside of it: the next kernel is loaded and unwritten data goes to disk before the
 first guest is paused, and how each guest is started again, down to every word that its QEMU is
 told, is written into the store then. `pkernfs resume` starts the QEMUs before it imports the rest
@@ -81,7 +85,9 @@ def _cases(result: Mapping[str, Any], key: str) -> list[tuple[int, list[Mapping[
 def _median(rows: Sequence[Mapping[str, Any]], name: str, unit: str = "") -> str:
     values = [float(row[name]) for row in rows]
     middle = f"{statistics.median(values):.2f}{unit}"
-    return f"{middle} ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else middle
+    if max(values) == min(values):
+        return middle
+    return f"{middle} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _parts(result: Mapping[str, Any]) -> Iterator[str]:
