@@ -37,8 +37,8 @@ kexec; `init`, what the host's first programs do before `pkernfs resume` (driver
 end, so parts overlap.
 
 The host has one processor, and so all of this comes one after the other: modules are loaded
-(`init`), an interpreter starts, and each guest's QEMU is linked, builds its machine and loads, which
-takes the same work for each (`start`). Twelve guests start twelve QEMUs on it.
+(`init`), an interpreter starts, and each guest's QEMU is linked, builds its machine and loads,
+which takes the same work for each (`start`). Twelve guests start twelve QEMUs on it.
 
 What is done outside of it: the next kernel is loaded and unwritten data goes to disk before the
 first guest is paused, and how each guest is started again, down to every word that its QEMU is
