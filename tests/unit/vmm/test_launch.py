@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from pkernfs.vmm import protocol
+from pkernfs.vmm import launch, protocol
 from pkernfs.vmm.launch import Launch, dump, parse
 from tests.unit.vmm.fakes import FakeHost
 
@@ -49,3 +51,22 @@ def test_a_launch_is_complete(host: FakeHost) -> None:
         "migrate-incoming",
     ]
     assert requests[-1]["arguments"]["uri"] == f"file:{guest.state}"
+
+
+@pytest.mark.parametrize(("ram_bytes", "told"), [(launch.LARGE - 1, False), (launch.LARGE, True)])
+def test_only_the_qemu_of_a_large_guest_gets_huge_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ram_bytes: int, told: bool
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    pid, _ = launch.spawn(("/bin/sh", "-c", "env"), "/", str(tmp_path / "run"), ram_bytes)
+    os.waitpid(pid, 0)
+    said = (tmp_path / "run/qemu.log").read_text()
+    assert "PATH=" in said
+    assert ("GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in said) == told
+
+
+def test_who_sets_tunables_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    pid, _ = launch.spawn(("/bin/sh", "-c", "env"), "/", str(tmp_path / "run"), launch.LARGE)
+    os.waitpid(pid, 0)
+    assert "GLIBC_TUNABLES=glibc.malloc.check=0\n" in (tmp_path / "run/qemu.log").read_text()
