@@ -26,8 +26,8 @@ from pkernfs.vmm.config import Guest, GuestConfig, Places, all_guests, check_nam
 RAM_UNIT = 2 << 20
 
 #: QEMU has KVM log what a guest writes while it saves one, also if the memory is left out. With
-#: a bitmap that is work for every page (1.3 s for 1 TiB under emulation, 0.3 s with a ring:
-#: docs/benchmarks.md). A ring is there per processor; where KVM has none, QEMU takes the bitmap.
+#: a bitmap that is work for every page: saving 1 TiB took four times as long as with a ring, under
+#: emulation. A ring is there per processor; where KVM has none, QEMU takes the bitmap.
 DIRTY_RING = 4096
 
 #: Until QEMU greets (seconds): under emulation its start alone takes many.
