@@ -192,7 +192,7 @@ class Page:
             lines += [ABOUT["own floor"], ""]
         flat = self.flatness()
         if flat:
-            lines += [ABOUT["not flat"], ""]
+            lines += [ABOUT["large"], ""]
         slopes = self.slopes()
         if slopes:
             lines += ["What each GiB of guest memory adds, in bare kexecs:", ""]

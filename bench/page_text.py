@@ -36,14 +36,15 @@ ABOUT = {
         "With a guest of {size}, {peer} saves and restores with the least work; the runs of pkernfs"
         " and of {peer} overlap."
     ),
-    "not flat": (
+    "large": (
         "What takes longer with a large guest: when QEMU saves, it has KVM log what the guest"
         " writes, although the memory is left out of what is saved, and with a bitmap that is work"
         " for every 4 KiB page (phase *save* below). A dirty ring takes most of it away; `pkernfs"
         " vm start` asks for one (`-accel kvm,dirty-ring-size=4096`) with 64 GiB and more."
         " And QEMU, when it adds memory of that size, marks every page of it dirty in three bitmaps"
         " of its own (phase *restore*); `pkernfs` has it take them from huge pages"
-        " (`GLIBC_TUNABLES`). pkernfs itself does nothing that grows with the size of a file."
+        " (`GLIBC_TUNABLES`), a tenth of the page faults. pkernfs itself does nothing"
+        " that grows with the size of a file."
     ),
     "parts": (
         "The run was made in {parts} parts, some of them at the same time. Peers of one table took"
@@ -55,9 +56,10 @@ ABOUT = {
         " *leave*: until the new kernel's first line (it is checked and unpacked in between);"
         " *kernel*: until its first program; *user space*: until the restore begins, for all peers"
         " at the same place of the host's start; *restore*: until the guest's next tick. *leave* is"
-        " several times as long now and then, by chance and for every peer: the next kernel is"
-        " unpacked to a random place, and where that was memory from which programs ran, the"
-        " emulator has translated code there, and is slow to overwrite it."
+        " several times as long now and then, not only for pkernfs: most samples of the"
+        " program counter were in the kernel's unpacking then. It goes to a random place; where"
+        " programs ran from that memory, the emulator has translated code there, which is taken for"
+        " the reason."
     ),
     "guests": (
         "Guests of 32 MiB, all paused, saved and resumed by one `pkernfs update`, on one processor;"

@@ -20,12 +20,11 @@ hardware, the ratios say how much pkernfs adds. **By processor** is the ratio of
 emulated processor itself has run; by the clock, what else the machine did meanwhile is in it.
 
 Some kexecs take several times as long as the others until the new kernel's first line.
-That is the emulation: the next kernel is unpacked to a random place, and where that was memory
-from which programs ran, the emulator has translated code there, and each store that overwrites it
-is slow (its program counter was sampled meanwhile: always in the unpacking). Both meet it, the
-more often the more programs ran before: after twelve guests, bare kexecs did as well. So the ratio
-is split by what it is made of: **the kernel**, which has this in it, and **the rest**, which is
-what pkernfs adds.
+Most samples of the program counter were in the unpacking of the next kernel then. It is unpacked to
+a random place; where programs ran from that memory, the emulator has translated code there, and
+overwriting that is taken for what is slow. After twelve guests, bare kexecs met it as well. So the
+ratio is split by what it is made of: **the kernel**, which has this in it, and **the rest**, which
+is what pkernfs adds.
 """
 
 _WHERE = """

@@ -51,7 +51,7 @@ def start(
         list[str] | None,
         typer.Option(
             metavar="BDF",
-            help="Device of the host to pass through (docs/passthrough.md has the limits).",
+            help="Device of the host to pass through; may be repeated (docs/passthrough.md).",
         ),
     ] = None,
     qemu: Annotated[str, typer.Option(metavar="FILE", help="QEMU to run.")] = "qemu-system-x86_64",
