@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench import plots
+from bench.figures import BARE, FLOORS, Figures
 from bench.measures.blackout import PHASES
 from bench.page_text import ABOUT, HEAD, REASONS, TAIL
-from bench.results import Results, Spread, slope, spread
+from bench.results import Results, Spread
 from pkernfs.host.ranges import parse_size
 from pkernfs.lab.memory import GIB
 
 NAME = "benchmarks"
-_FLOORS = {"LUO memfd": "bare kexec, LUO's kernel"}
-_BARE = "bare kexec"
 _FLAT = 1.05
 
 
@@ -47,7 +46,7 @@ def _cell(found: Spread | None, rounds: int = 0) -> str:
 
 
 def _named(peer: str) -> str:
-    return f"{peer} (of its own kernel)" if peer in _FLOORS else peer
+    return f"{peer} (of its own kernel)" if peer in FLOORS else peer
 
 
 def _size(text: str) -> str:
@@ -59,6 +58,7 @@ class Page:
 
     def __init__(self, results: Results) -> None:
         self._results = results
+        self._figures = Figures(results)
         self.pictures: dict[str, str] = {}
 
     def text(self) -> str:
@@ -84,61 +84,6 @@ class Page:
     def _cell(self, found: Spread | None) -> str:
         return _cell(found, self._results.rounds)
 
-    # Numbers
-
-    def _median(self, measure: str, peer: str, case: str, name: str) -> float | None:
-        found = self._results.spread(measure, peer, case, name)
-        return found.median if found else None
-
-    def _getter(self, measure: str, peer: str, case: str) -> Callable[[str], Spread | None]:
-        return lambda name: self._results.spread(measure, peer, case, name)
-
-    def _floor(self, peer: str, name: str = "work") -> float | None:
-        return self._median("blackout", _FLOORS.get(peer, _BARE), "", name)
-
-    def ratio(self, peer: str, case: str, name: str = "work") -> float | None:
-        """Blackout to the bare kexec of the same kernel, by work."""
-        blackout, floor = self._median("blackout", peer, case, name), self._floor(peer, name)
-        return blackout / floor if blackout and floor else None
-
-    def _update_cells(self) -> list[tuple[str, str]]:
-        pairs = dict.fromkeys(
-            (s.peer, s.case) for s in self._results.samples if s.measure == "blackout" and s.case
-        )
-        order = list(ABOUT)
-        return sorted(pairs, key=lambda pair: (order.index(pair[0]), parse_size(pair[1])))
-
-    def flatness(self, without: str = "") -> tuple[str, str, float] | None:
-        """pkernfs: the smallest and the largest guest, and how many times longer it takes.
-
-        :param without: a phase that is not counted.
-        """
-        cases = [case for peer, case in self._update_cells() if peer == "pkernfs"]
-        if len(cases) < 2:
-            return None
-        first, last = (
-            spread(
-                s.values["work"] - s.values.get(f"work: {without}", 0.0)
-                for s in self._results.of("blackout", "pkernfs", case)
-                if not s.error
-            )
-            for case in (cases[0], cases[-1])
-        )
-        return (cases[0], cases[-1], last.median / first.median) if first and last else None
-
-    def slopes(self) -> dict[str, float]:
-        """How much a GiB of guest memory adds to the blackout, in bare kexecs."""
-        found = {}
-        for peer in dict.fromkeys(peer for peer, _ in self._update_cells()):
-            points = []
-            for name, case in self._update_cells():
-                ratio = self.ratio(name, case)
-                if name == peer and ratio is not None:
-                    points.append((parse_size(case) / GIB, ratio))
-            if (value := slope(points)) is not None:
-                found[peer] = value
-        return found
-
     def _reasons(self, measure: str, winner: str) -> list[str]:
         text = REASONS.get((measure, winner))
         return [text.strip(), ""] if text and winner != "pkernfs" else []
@@ -147,21 +92,21 @@ class Page:
 
     def _summary(self) -> list[str]:
         lines = ["## In short", ""]
-        flat = self.flatness()
+        flat = self._figures.flatness()
         if flat:
             verdict = "holds" if flat[2] <= _FLAT else "does NOT hold"
             lines.append(
                 f"- pkernfs, a guest of {_size(flat[1])} against one of {_size(flat[0])}:"
                 f" {flat[2]:.3f} times the blackout. The aim, at most {_FLAT}, {verdict}."
             )
-            own = self.flatness(without="leave")
+            own = self._figures.flatness(without="leave")
             if own:
                 lines[-1] += f" Without the phase *leave*, which varies by chance: {own[2]:.3f}."
-        for case in dict.fromkeys(case for _, case in self._update_cells()):
+        for case in dict.fromkeys(case for _, case in self._figures.update_cells()):
             ranked = sorted(
                 (ratio, peer)
-                for peer, c in self._update_cells()
-                if c == case and (ratio := self.ratio(peer, case)) is not None
+                for peer, c in self._figures.update_cells()
+                if c == case and (ratio := self._figures.ratio(peer, case)) is not None
             )
             if len(ranked) > 1:
                 words = ", ".join(f"{_named(peer)} {ratio:.2f}" for ratio, peer in ranked)
@@ -169,18 +114,18 @@ class Page:
         return [*lines, ""]
 
     def _updates(self) -> list[str]:
-        if not self._update_cells():
+        if not self._figures.update_cells():
             return []
         lines = ["## Blackout by size of the guest", "", *self._floors()]
         rows = []
-        for peer, case in self._update_cells():
-            ratio = self.ratio(peer, case)
+        for peer, case in self._figures.update_cells():
+            ratio = self._figures.ratio(peer, case)
             rows.append(
                 [
                     peer,
                     _size(case),
                     f"**{ratio:.2f}**" if ratio else "failed",
-                    self._cell(self._own(peer, case)),
+                    self._cell(self._figures.own(peer, case)),
                     self._cell(self._results.spread("blackout", peer, case, "work")),
                     self._cell(self._results.spread("blackout", peer, case, "blackout")),
                 ]
@@ -188,41 +133,33 @@ class Page:
         head = ["", "guest", "ratio to the bare kexec", "save and restore, s of work"]
         head += ["work, s", "time, s"]
         lines += _table(head, rows)
-        if any(peer in _FLOORS for peer, _ in self._update_cells()):
+        if any(peer in FLOORS for peer, _ in self._figures.update_cells()):
             lines += [ABOUT["own floor"], ""]
-        flat = self.flatness()
+        flat = self._figures.flatness()
         if flat:
             lines += [ABOUT["large"], ""]
-        slopes = self.slopes()
+        slopes = self._figures.slopes()
         if slopes:
             lines += ["What each GiB of guest memory adds, in bare kexecs:", ""]
             lines += _table(["", "per GiB"], [[p, f"{v:.4f}"] for p, v in slopes.items()])
         lines += self._ratio_picture()
-        smallest = min((case for _, case in self._update_cells()), key=parse_size)
+        smallest = min((case for _, case in self._figures.update_cells()), key=parse_size)
         ranked = [
             (found.median, peer)
-            for peer, case in self._update_cells()
-            if case == smallest and (found := self._own(peer, case))
+            for peer, case in self._figures.update_cells()
+            if case == smallest and (found := self._figures.own(peer, case))
         ]
         if not ranked:
             return lines
         winner = min(ranked)[1]
-        ours, theirs = (self._own(peer, smallest) for peer in ("pkernfs", winner))
+        ours, theirs = (self._figures.own(peer, smallest) for peer in ("pkernfs", winner))
         if winner != "pkernfs" and ours and theirs and ours.low <= theirs.high:
             lines += [ABOUT["within"].format(peer=winner, size=_size(smallest)), ""]
         return lines + self._reasons("blackout", winner)
 
-    def _own(self, peer: str, case: str) -> Spread | None:
-        """What is the peer's own, not the kernel's or the host's: saving and restoring."""
-        samples = self._results.of("blackout", peer, case)
-        names = ("work: save", "work: restore")
-        good = [s for s in samples if all(name in s.values for name in names)]
-        failed = len(samples) - len(good)
-        return spread([sum(s.values[name] for name in names) for s in good], failed)
-
     def _floors(self) -> list[str]:
         lines = []
-        for peer in (_BARE, "bare kexec, LUO's kernel"):
+        for peer in (BARE, "bare kexec, LUO's kernel"):
             found = self._results.spread("blackout", peer, "", "work")
             if found:
                 time = self._results.spread("blackout", peer, "", "blackout")
@@ -232,8 +169,8 @@ class Page:
     def _ratio_picture(self) -> list[str]:
         series: dict[str, list[tuple[float, float]]] = {}
         names: dict[float, str] = {}
-        for peer, case in self._update_cells():
-            ratio = self.ratio(peer, case)
+        for peer, case in self._figures.update_cells():
+            ratio = self._figures.ratio(peer, case)
             if ratio is not None:
                 series.setdefault(peer, []).append((float(parse_size(case)), ratio))
                 names[float(parse_size(case))] = _size(case)
@@ -248,16 +185,16 @@ class Page:
 
     def _phases(self) -> list[str]:
         rows = {}
-        for peer, case in self._update_cells():
+        for peer, case in self._figures.update_cells():
             parts = {}
             for name in PHASES:
-                value = self._median("blackout", peer, case, f"work: {name}")
+                value = self._figures.median("blackout", peer, case, f"work: {name}")
                 if value is not None:
                     parts[name] = value
             if parts:
                 rows[f"{peer}, {_size(case)}"] = parts
-        for peer in (_BARE, "bare kexec, LUO's kernel"):
-            found = {n: self._median("blackout", peer, "", f"work: {n}") for n in PHASES}
+        for peer in (BARE, "bare kexec, LUO's kernel"):
+            found = {n: self._figures.median("blackout", peer, "", f"work: {n}") for n in PHASES}
             if any(found.values()):
                 rows[peer] = {n: v for n, v in found.items() if v is not None}
         if not rows:
@@ -275,20 +212,22 @@ class Page:
         cases = self._results.cases("guests")
         if not cases:
             return []
-        one = self._median("guests", "pkernfs", cases[0], "work")
+        one = self._figures.median("guests", "pkernfs", cases[0], "work")
         rows = []
         for case in cases:
             work = self._results.spread("guests", "pkernfs", case, "work")
             ratio = f"**{work.median / one:.2f}**" if work and one else "failed"
             time = self._results.spread("guests", "pkernfs", case, "blackout")
-            rows.append([case, ratio, self._cell(work), self._cell(time)])
+            number = self._results.spread("guests", "pkernfs", case, "guests")
+            label = case if case.isdigit() or not number else f"{case}: {number.median:.0f}"
+            rows.append([label, ratio, self._cell(work), self._cell(time)])
         head = ["guests", f"to {cases[0]} guest", "work until the last runs, s", "time, s"]
         return ["## Number of guests", "", ABOUT["guests"], "", *_table(head, rows)]
 
     def _devices(self) -> list[str]:
         rows = []
         for peer in self._results.peers("device"):
-            get = self._getter("device", peer, "")
+            get = self._figures.getter("device", peer, "")
             rows.append(
                 [peer, self._cell(get("sent")), self._cell(get("lost")), self._cell(get("silence"))]
             )
@@ -303,9 +242,10 @@ class Page:
             return []
         rows = []
         for peer in peers:
-            get = self._getter("memory", peer, "")
+            get = self._figures.getter("memory", peer, "")
             beside = [
-                self._median("memory", peer, "", n) for n in ("struct_pages", "slab", "tables")
+                self._figures.median("memory", peer, "", n)
+                for n in ("struct_pages", "slab", "tables")
             ]
             whole = [value for value in beside if value is not None]
             rows.append(
@@ -321,23 +261,14 @@ class Page:
         head = ["1 GiB of guest memory", "allocate, s of work", "first touch, s of work", "faults"]
         head += ["struct pages, KiB", "slab, KiB", "page tables, KiB", "beside, in all"]
         lines = ["## Memory", "", ABOUT["memory"], "", *_table(head, rows)]
-        best = self._best("memory", ("work: allocate", "work: touch"))
+        best = self._figures.best("memory", ("work: allocate", "work: touch"))
         return lines + (self._reasons("memory", best) if best else [])
-
-    def _best(self, measure: str, names: tuple[str, ...]) -> str | None:
-        """The peer with the least of these numbers together."""
-        sums = {}
-        for peer in self._results.peers(measure):
-            values = [self._median(measure, peer, "", name) for name in names]
-            if all(value is not None for value in values):
-                sums[peer] = sum(value for value in values if value is not None)
-        return min(sums, key=lambda peer: sums[peer]) if sums else None
 
     def _store(self) -> list[str]:
         cases = self._results.cases("store")
         rows = []
         for case in cases:
-            get = self._getter("store", "pkernfs", case)
+            get = self._figures.getter("store", "pkernfs", case)
             taken, total = get("metadata"), get("range")
             share = f"{taken.median / total.median:.4%}" if taken and total else "failed"
             rows.append(
@@ -376,7 +307,7 @@ class Page:
                 continue
             head = [ABOUT[f"{measure} head"], *(f"{name}, s of work" for name in operations)]
             lines += _table(head, rows)
-            best = self._best(measure, tuple(f"work: {n}" for n in operations))
+            best = self._figures.best(measure, tuple(f"work: {n}" for n in operations))
             lines += self._reasons(measure, best) if best else []
         return ["## Operations on files", "", ABOUT["files"], "", *lines] if lines else []
 

@@ -63,7 +63,8 @@ ABOUT = {
     ),
     "guests": (
         "Guests of 32 MiB, all paused, saved and resumed by one `pkernfs update`, on one processor;"
-        " until the last of them runs."
+        " until the last of them runs. The first one prints a line 18 times a second, the others"
+        " about once. The store has 2 GiB: that is what they have to fit into."
     ),
     "device": (
         "A network card assigned by VFIO gets a numbered frame every 5 ms. The same program drives"
@@ -74,6 +75,8 @@ ABOUT = {
     "memory": (
         "A file of 1 GiB is allocated (`fallocate`), mapped, and one byte of each page is written."
         " The last columns are what the kernel keeps beside that GiB, by its own counters."
+        " With HVO (`vm.hugetlb_optimize_vmemmap`, off unless asked for) a pool of hugetlbfs gives"
+        " most of its struct pages back."
     ),
     "store": (
         "What is not in a file's data is metadata; also the room for more files that was taken"
@@ -104,6 +107,14 @@ interpreter, its checks, QMP. That turns around with the size.
 """,
     ("memory", "hugetlbfs, 2 MiB"): """
 Both clear the same memory. hugetlbfs took its pages from the pool, which the setup had filled
+before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
+""",
+    ("memory", "hugetlbfs, 2 MiB, HVO"): """
+Both clear the same memory. hugetlbfs took its pages from the pool, which the setup had filled
+before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
+""",
+    ("memory", "hugetlbfs, 1 GiB, HVO"): """
+Both clear the same memory. hugetlbfs took its page from the pool, which the setup had filled
 before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
 """,
     ("memory", "hugetlbfs, 1 GiB"): """

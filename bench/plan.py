@@ -32,6 +32,7 @@ class Cell:
 
     :ivar seconds: about how long it takes on two idle cores.
     :ivar run: does it in a host.
+    :ivar once: only in the first round.
     """
 
     measure: str
@@ -39,6 +40,7 @@ class Cell:
     case: str
     seconds: float
     run: Callable[[Stage], Values]
+    once: bool = False
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.measure, self.peer, self.case)))
@@ -58,11 +60,12 @@ class Act:
     in_order: bool = False
 
     def order(self, number: int) -> tuple[Cell, ...]:
-        """The cells of a round, which begins with another one each time."""
+        """The cells of a round, from 0 on, which begins with another one each time."""
+        cells = tuple(cell for cell in self.cells if not (cell.once and number))
         if self.in_order:
-            return self.cells
-        turn = number % len(self.cells)
-        return self.cells[turn:] + self.cells[:turn]
+            return cells
+        turn = number % len(cells)
+        return cells[turn:] + cells[:turn]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Sizes:
     """How much of everything.
 
     :ivar ram: sizes of guests by name of the peer.
+    :ivar guests: how many at a time; None: as many as fit, in one round only.
     :ivar left_out: (measure, peer, case, reason) of what is not run.
     """
 
@@ -78,7 +82,7 @@ class Sizes:
     region: int
     pmem: int
     luo: bool
-    guests: tuple[int, ...]
+    guests: tuple[int | None, ...]
     files: tuple[int, ...]
     store: int
     operations: int
@@ -86,6 +90,8 @@ class Sizes:
     left_out: tuple[tuple[str, str, str, str], ...] = field(default=())
 
 
+#: The case of a store that is full of guests.
+FIT = "as many as fit"
 _MACHINE = "needs more memory than the machine that emulates the host has"
 _TIME = "left out to keep the run short"
 
@@ -94,21 +100,19 @@ FULL = Sizes(
     ram={
         "pkernfs": ("256M", "1G", "4G", "16G", "256G", "1T"),
         "fsdax": ("256M", "1G", "4G", "16G"),
-        "save to file": ("256M", "1G"),
-        "LUO memfd": ("256M", "1G"),
+        "save to file": ("256M", "1G", "4G"),
+        "LUO memfd": ("256M", "1G", "4G"),
     },
     region=1100 * GIB,
     pmem=20 * GIB,
     luo=True,
-    guests=(1, 4, 16),
+    guests=(1, 4, 16, None),
     files=(1, 1000, 100_000),
     store=1024 * GIB,
     operations=5000,
     devices=True,
     left_out=(
-        ("blackout", "save to file", "4G", f"{_TIME}: some ten seconds for each GiB"),
         ("blackout", "save to file", "16G and more", f"all of it is copied twice: {_MACHINE}"),
-        ("blackout", "LUO memfd", "4G", _TIME),
         ("blackout", "LUO memfd", "16G and more", f"it is filled when preserved: {_MACHINE}"),
         (
             "blackout",
@@ -116,12 +120,7 @@ FULL = Sizes(
             "256G and 1T",
             f"its struct pages alone take 16 MiB a GiB: {_MACHINE}",
         ),
-        (
-            "guests",
-            "pkernfs",
-            "as many as fit",
-            f"{_TIME}: each takes seconds to start here",
-        ),
+        ("guests", "pkernfs", FIT, f"rounds after the first {_TIME}: some minutes each"),
         (
             "device",
             "fsdax, save to file, LUO memfd",
@@ -172,14 +171,15 @@ def _updates(sizes: Sizes) -> Act:
     peers: tuple[Peer, ...] = (Pkernfs(), Fsdax(), SaveToFile())
     cells = [_floor(Bare())]
     cells += [_blackout(peer, ram) for peer in peers for ram in sizes.ram.get(peer.name, ())]
-    room = Room(region=sizes.region, pmem=sizes.pmem, ordinary=3 * GIB, used=5 * GIB)
+    # 4 GiB of a guest lie in it for the peer that saves them to a file.
+    room = Room(region=sizes.region, pmem=sizes.pmem, ordinary=5 * GIB, used=9 * GIB)
     return Act("update", lambda: Stage("update", room), tuple(cells))
 
 
 def _luo(sizes: Sizes) -> Act:
     cells = [_floor(BareLuo())]
     cells += [_blackout(Luo(), ram) for ram in sizes.ram.get(Luo.name, ())]
-    room = Room(region=16 * MIB, ordinary=3 * GIB, words=WORDS)
+    room = Room(region=16 * MIB, ordinary=5 * GIB, used=7 * GIB, words=WORDS)
     return Act("luo", lambda: Stage("luo", room, on=luo_stack), tuple(cells))
 
 
@@ -225,13 +225,16 @@ def _stores(sizes: Sizes) -> list[Act]:
 
 
 def _guests(sizes: Sizes) -> Act:
-    def cell(count: int) -> Cell:
-        seconds = 15.0 + 6 * count
+    def cell(count: int | None) -> Cell:
+        fit = count is None
+        # Beyond these a store of 2 GiB has no room for guests of 32 MiB.
+        seconds = 15.0 + 6 * (60 if count is None else count)
+        case = FIT if fit else str(count)
         return Cell(
-            "guests", "pkernfs", str(count), seconds, lambda stage: guests.many_guests(stage, count)
+            "guests", "pkernfs", case, seconds, lambda stage: guests.many_guests(stage, count), fit
         )
 
-    room = Room(region=2 * GIB, ordinary=2 * GIB, used=3 * GIB)
+    room = Room(region=2 * GIB, ordinary=3 * GIB, used=6 * GIB)
     return Act("guests", lambda: Stage("guests", room), tuple(cell(n) for n in sizes.guests))
 
 

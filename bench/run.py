@@ -47,7 +47,11 @@ class Runner:
     def _todo(self) -> Iterator[Cell]:
         """Every run that has no sample yet."""
         for act in self._acts:
-            yield from (c for c in act.cells for n in self._rounds() if not self._has(c, n))
+            yield from self._left(act)
+
+    def _left(self, act: Act) -> Iterator[Cell]:
+        for number in self._rounds():
+            yield from (cell for cell in act.order(number - 1) if not self._has(cell, number))
 
     def _rounds(self) -> range:
         return range(1, self._results.rounds + 1)
@@ -58,11 +62,7 @@ class Runner:
 
     def estimate(self, jobs: int) -> float:
         """About how long all of it takes on two idle cores, seconds."""
-        work = [
-            _BOOT_S
-            + sum(c.seconds for c in act.cells for n in self._rounds() if not self._has(c, n))
-            for act in self._acts
-        ]
+        work = [_BOOT_S + sum(cell.seconds for cell in self._left(act)) for act in self._acts]
         return max(sum(work) / jobs, max(work, default=0.0))
 
     def run(self, jobs: int) -> None:

@@ -82,6 +82,8 @@ class Stage:
     _host: Machine | None = None
     #: Marks set by prepare() of peers and measures: done once per boot.
     done: set[str] = field(default_factory=set)
+    #: What measures know of this boot.
+    known: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> Stage:
         return self
@@ -105,6 +107,7 @@ class Stage:
             host.__enter__()
             self._host = host
             self.done.clear()
+            self.known.clear()
             host.sh(f"mkdir -p {HOME}").check()
             for path in INSIDE.glob("*.py"):
                 shutil.copyfile(path, host.share / path.name)
@@ -236,13 +239,18 @@ class GuestSize:
         return self.filled + 48 < self.ram // MIB
 
 
-def tick_arguments(size: int, port: int = 0) -> list[str]:
-    """QEMU's arguments for the counting guest, but for its memory."""
+def tick_arguments(size: int, serial: str = "/dev/ttyS1", disk: str = "tick.img") -> list[str]:
+    """QEMU's arguments for the counting guest, but for its memory.
+
+    :param size: bytes of that.
+    :param serial: where its lines go.
+    :param disk: see :func:`tick_image`.
+    """
     bits = ",phys-bits=46" if size >= 512 * GIB else ""
     return [
         *("-cpu", f"qemu64{bits}"),
-        *("-drive", f"file={HOME}/tick.img,format=raw,if=ide,file.locking=off"),
-        *("-serial", f"/dev/ttyS{port + 1}"),
+        *("-drive", f"file={HOME}/{disk},format=raw,if=ide,file.locking=off"),
+        *("-serial", serial),
     ]
 
 
@@ -266,10 +274,15 @@ def qemu(path: str, size: int, incoming: str = "", *, options: str = "") -> str:
     return " ".join(words) + " </dev/null >/run/bench.log 2>&1 &"
 
 
+#: A counting guest that says so at every 16th tick, about once a second.
+QUIET = "quiet.img"
+
+
 def tick_image(stage: Stage) -> None:
-    """Put the counting guest's disk into the host, once."""
-    from tests.system.tick import IMAGE
+    """Put the counting guests' disks into the host, once."""
+    from tests.system.tick import image
 
     if stage.once("tick image"):
-        (stage.host.share / "tick.img").write_bytes(IMAGE)
-        stage.host.sh(f"cp /mnt/share/tick.img {HOME}/tick.img").check()
+        for name, every in (("tick.img", 1), (QUIET, 16)):
+            (stage.host.share / name).write_bytes(image(every))
+            stage.host.sh(f"cp /mnt/share/{name} {HOME}/{name}").check()

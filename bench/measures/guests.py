@@ -4,37 +4,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 from bench.measures.blackout import gap, ticks
 from bench.peers.pkernfs import STORE, Pkernfs
 from bench.results import Values
-from bench.stage import HOME, Stage, tick_arguments
+from bench.stage import HOME, QUIET, Stage, tick_arguments
 from pkernfs.errors import PkernfsError
 from pkernfs.lab.machine import poll
 
 _RAM = "32M"
+#: What ``pkernfs vm start`` says when the store is full.
+_FULL = "no room for"
 
 
-def many_guests(stage: Stage, count: int) -> Values:
+def many_guests(stage: Stage, count: int | None) -> Values:
     """Update a host with so many counting guests: until the last one runs.
 
     The first guest is heard from outside, which says when it stopped. When the last one
-    ran is in pkernfs's own report.
+    ran is in pkernfs's own report. The others are heard once a second, for what a guest
+    prints is work for the host.
 
+    :param count: how many; None: as many as the store has room for.
     :raises PkernfsError: a guest did not come back.
     """
     peer = Pkernfs()
     peer.prepare(stage)
     serial = stage.host.serials[0]
-    names = [f"bench-{number}" for number in range(count)]
+    names: list[str] = []
     try:
         start = len(serial.lines)
-        for number, name in enumerate(names):
-            words = tick_arguments(0)
-            if number:
-                words[-1] = f"file:/run/{name}.log"
-            command = ["pkernfs", "vm", "start", name, "--ram", _RAM, "--", *words]
-            stage.run(peer.name, command, timeout=180)
+        for name in _started(stage, count):
+            names.append(name)
         poll(lambda: len(ticks(serial.since(start))) >= 5, 120, "the first guest counts")
         start = len(serial.lines)
         stage.write_early(peer.name, f"exec pkernfs resume >{HOME}/resume.log 2>&1")
@@ -48,7 +49,7 @@ def many_guests(stage: Stage, count: int) -> Values:
             poll(lambda: len(ticks(serial.since(after))) >= 3, 120, "the first guest counts on")
         before, again = gap(ticks(serial.since(start)))
         report = json.loads(stage.host.run(["pkernfs", "report", "--json"]).check().stdout)
-        if [vm["name"] for vm in report["vms"] if vm["survived"]] != sorted(names):
+        if sorted(vm["name"] for vm in report["vms"] if vm["survived"]) != sorted(names):
             raise PkernfsError(f"not every guest survived: {report['vms']}")
         each = [float(vm["blackout_s"]) for vm in report["vms"]]
         last = before.at + max(each)
@@ -57,9 +58,29 @@ def many_guests(stage: Stage, count: int) -> Values:
             "work": work.between(before.at, last),
             "median": sorted(each)[len(each) // 2],
             "first": again.at - before.at,
+            "guests": float(len(names)),
         }
     finally:
         stage.clear_early()
         for name in names:
             stage.host.sh(f"pkernfs vm stop {name} --force --delete")
         stage.host.sh(f"rm -rf {STORE}/updates")
+
+
+def _started(stage: Stage, count: int | None) -> Iterator[str]:
+    """Start guests, one by one; the name of each that runs.
+
+    :raises PkernfsError: one can't be started, and it is not that there is no room for more.
+    """
+    number = 0
+    while count is None or number < count:
+        name = f"bench-{number:03}"
+        words = tick_arguments(0, f"file:/run/{name}.log", QUIET) if number else tick_arguments(0)
+        command = ["pkernfs", "vm", "start", name, "--ram", _RAM, "--", *words]
+        stage.note(Pkernfs.name, " ".join(command))
+        result = stage.host.run(command, timeout=180)
+        if count is None and number and result.status == 1 and _FULL in result.stderr:
+            return
+        result.check()
+        yield name
+        number += 1

@@ -42,8 +42,26 @@ def _mounted(kind: str, options: str, before: str = "", after: str = "") -> tupl
     return setup, f"rm -f {place}/ram; umount {place}{after}"
 
 
-_POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+def _pool(size: int) -> str:
+    return f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB/nr_hugepages"
+
+
 _RAM = "/run/bench-mem/ram"
+_HVO = "sysctl -qw vm.hugetlb_optimize_vmemmap="
+
+
+def _optimized(name: str) -> tuple[str, str]:
+    """hugetlbfs whose pages give most of their struct pages back when the pool is filled.
+
+    That is off unless asked for (Documentation/mm/vmemmap_dedup.rst).
+    """
+    size, pages, usual = (GIB, 1, 1) if name == "1 GiB" else (2 * MIB, 512, 0)
+    pool = _pool(size)
+    before = f"echo 0 >{pool} && {_HVO}1 && echo {pages} >{pool} && "
+    before += f'test "$(cat {pool})" = {pages} && '
+    after = f"; echo 0 >{pool}; {_HVO}0; echo {usual} >{pool}"
+    return _mounted("hugetlbfs", f"pagesize={size >> 20}M", before, after)
+
 
 KINDS = (
     Kind("pkernfs, 1 GiB", f"{pkernfs.STORE}/ram", pkernfs.MOUNT, f"rm {pkernfs.STORE}/ram"),
@@ -58,8 +76,14 @@ KINDS = (
     Kind(
         "hugetlbfs, 2 MiB",
         _RAM,
-        *_mounted("hugetlbfs", "pagesize=2M", f"echo 512 >{_POOL} && ", f"; echo 0 >{_POOL}"),
+        *_mounted(
+            "hugetlbfs",
+            "pagesize=2M",
+            f"echo 512 >{_pool(2 * MIB)} && ",
+            f"; echo 0 >{_pool(2 * MIB)}",
+        ),
     ),
+    *(Kind(f"hugetlbfs, {name}, HVO", _RAM, *_optimized(name)) for name in ("1 GiB", "2 MiB")),
     Kind("fsdax", f"{fsdax.MOUNT}/ram", fsdax.READY, f"rm {fsdax.MOUNT}/ram"),
     Kind("tmpfs, huge=always", _RAM, *_mounted("tmpfs", "size=2G,huge=always")),
     Kind("tmpfs", _RAM, *_mounted("tmpfs", "size=2G")),
@@ -76,10 +100,13 @@ def memory(stage: Stage, kind: Kind) -> Values:
     """Allocate a GiB, map it, touch each page of it; and what the kernel keeps beside it.
 
     ``faults``, and in bytes for a GiB, by the kernel's own counters: ``tables`` (page tables
-    of one mapping), ``struct_pages`` (for memory of the page allocator its share of them all,
-    for memory that brings its own what came with it), ``slab`` (what else the file takes).
+    of one mapping), ``struct_pages`` (for memory of the page allocator its share of them all
+    but for those that a pool has given back, for memory that brings its own what came with
+    it), ``slab`` (what else the file takes).
     """
     start = _counters(stage)
+    # Later on what comes and goes is counted elsewhere than what was there at boot.
+    stage.known.setdefault("share", start["struct_pages_boot"] / start["present"])
     stage.sh(kind.name, kind.setup)
     try:
         ready = _counters(stage)
@@ -89,24 +116,32 @@ def memory(stage: Stage, kind: Kind) -> Values:
         values |= {"slab": float(slab), **json.loads(printed)}
     finally:
         stage.host.sh(kind.cleanup)
-    return {**values, "struct_pages": _struct_pages(stage, kind, start)}
+    return {**values, "struct_pages": _struct_pages(stage, kind, start, ready)}
 
 
-def _struct_pages(stage: Stage, kind: Kind, start: dict[str, int]) -> float:
-    """Bytes of struct pages for a GiB of this kind."""
+def _struct_pages(stage: Stage, kind: Kind, start: dict[str, int], ready: dict[str, int]) -> float:
+    """Bytes of struct pages for a GiB of this kind.
+
+    :param start: the counters ahead of its setup.
+    :param ready: behind it.
+    """
     if kind.name.startswith("pkernfs"):
         stage.host.sh(f"umount {pkernfs.STORE}; rmmod pkernfs; modprobe pkernfs").check()
         return _come_with(stage, f"mount -t pkernfs none {pkernfs.STORE}")
     if kind.name == "fsdax":
         stage.host.sh(f"umount {fsdax.MOUNT}; modprobe -r nd_pmem").check()
         return _come_with(stage, f"{fsdax.LOAD}; {fsdax.MOUNT_COMMAND}") * GIB / stage.room.pmem
-    return start["struct_pages_boot"] * GIB / start["present"]
+    return stage.known["share"] * GIB + _added(start, ready)
 
 
 def _come_with(stage: Stage, line: str) -> float:
     """Bytes of struct pages that a mount brings."""
     before = _counters(stage)
     stage.host.sh(line).check()
-    after = _counters(stage)
+    return _added(before, _counters(stage))
+
+
+def _added(before: dict[str, int], after: dict[str, int]) -> float:
+    """Bytes of struct pages that came, or went when less than 0."""
     names = ("struct_pages_boot", "struct_pages_later")
     return float(sum(after[name] - before[name] for name in names))

@@ -15,19 +15,32 @@ from pkernfs.lab.machine import Machine
 # 16-bit code at 0x7c00, with the firmware's timer interrupt at 18.2 Hz:
 #       xor %ax,%ax; mov %ax,%ds; mov %ax,%ss; mov $0x7c00,%sp
 #       movl $0,0x8000; sti
-# loop: hlt; incl 0x8000; mov 0x8000,%ebx; mov $8,%cx
+# loop: hlt; incl 0x8000; testb $(every-1),0x8000; jnz loop
+#       mov 0x8000,%ebx; mov $8,%cx
 # next: rol $4,%ebx; mov %bl,%al; and $15,%al; cmp $10,%al; jb 1f; add $39,%al
 # 1:    add $48,%al; mov $0x3f8,%dx; out %al,%dx; dec %cx; jnz next
 #       mov $10,%al; out %al,%dx; jmp loop
-_CODE = bytes.fromhex(
+_CODE = (
     "31c08ed88ed0bc007c66c706008000000000fb"
-    "f466ff060080668b1e0080b90800"
+    "f466ff060080f6060080{mask:02x}75f3"
+    "668b1e0080b90800"
     "66c1c30488d8240f3c0a72020427"
     "0430baf803ee4975e9"
-    "b00aeeebd6"
+    "b00aeeebcf"
 )
-#: The image: the sector with its mark, and room, for firmware that wants a whole track.
-IMAGE = _CODE.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20)
+
+
+def image(every: int = 1) -> bytes:
+    """The disk: the sector with its mark, and room, for firmware that wants a whole track.
+
+    :param every: it prints a line at so many ticks; a power of two up to 128.
+    """
+    code = bytes.fromhex(_CODE.format(mask=every - 1))
+    return code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20)
+
+
+#: The one that prints each tick.
+IMAGE = image()
 
 _DISK = "/mnt/scratch/tick.img"
 

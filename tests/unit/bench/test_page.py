@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import page_text
+from bench.figures import Figures
 from bench.page import NAME, Page, write
 from bench.plots import lines, stacks, step_of
 from bench.results import Results, Sample
@@ -41,17 +42,18 @@ def _results() -> Results:
 
 
 def test_ratios_are_medians_of_work_against_the_floor() -> None:
-    page = Page(_results())
-    assert page.ratio("pkernfs", "256M") == pytest.approx(14 / 6)
-    assert page.ratio("fsdax", "16G") is None
-    assert page.flatness() == ("256M", "1T", 1.0)
-    assert page.slopes()["pkernfs"] == pytest.approx(0)
-    slow = page._results.of("blackout", "pkernfs", "1T")
+    results = _results()
+    figures = Figures(results)
+    assert figures.ratio("pkernfs", "256M") == pytest.approx(14 / 6)
+    assert figures.ratio("fsdax", "16G") is None
+    assert figures.flatness() == ("256M", "1T", 1.0)
+    assert figures.slopes()["pkernfs"] == pytest.approx(0)
+    slow = results.of("blackout", "pkernfs", "1T")
     for sample in slow:
         sample.values["work"] += 7.0
         sample.values["work: leave"] += 7.0
-    assert page.flatness() == ("256M", "1T", 1.5)
-    own = page.flatness(without="leave")
+    assert figures.flatness() == ("256M", "1T", 1.5)
+    own = figures.flatness(without="leave")
     assert own is not None
     assert own[2] == pytest.approx(1.0)
 

@@ -88,6 +88,18 @@ def test_each_round_begins_with_another_cell() -> None:
     assert firsts == ["abc", "bca", "cab", "abc"]
 
 
+def test_a_cell_of_the_first_round_is_not_in_the_others() -> None:
+    usual, once = (Cell("m", name, "", 1, lambda stage: {}, name == "o") for name in "uo")
+    act = Act("x", lambda: Stage("x", Room()), (usual, once))
+    assert [[cell.peer for cell in act.order(number)] for number in range(3)] == [
+        ["u", "o"],
+        ["u"],
+        ["u"],
+    ]
+    booted_once = Runner(Results("today", "full", 3), [act], Path("unused")).estimate(1)
+    assert booted_once == 15.0 + 4
+
+
 @pytest.mark.parametrize("sizes", [FULL, QUICK])
 def test_no_cell_is_planned_twice(sizes: object) -> None:
     assert sizes in (FULL, QUICK)
