@@ -64,7 +64,7 @@ ABOUT = {
     "guests": (
         "Guests of 32 MiB, all paused, saved and resumed by one `pkernfs update`, on one processor;"
         " until the last of them runs. The first one prints a line 18 times a second, the others"
-        " about once. The store has 2 GiB: that is what they have to fit into."
+        " about once. The store has 1 GiB: that is what they have to fit into."
     ),
     "device": (
         "A network card assigned by VFIO gets a numbered frame every 5 ms. The same program drives"

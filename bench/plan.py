@@ -227,14 +227,14 @@ def _stores(sizes: Sizes) -> list[Act]:
 def _guests(sizes: Sizes) -> Act:
     def cell(count: int | None) -> Cell:
         fit = count is None
-        # Beyond these a store of 2 GiB has no room for guests of 32 MiB.
-        seconds = 15.0 + 6 * (60 if count is None else count)
+        # Each is started and stopped by a command of its own. Some 30 fill the store.
+        seconds = 20.0 + 11 * (40 if count is None else count)
         case = FIT if fit else str(count)
         return Cell(
             "guests", "pkernfs", case, seconds, lambda stage: guests.many_guests(stage, count), fit
         )
 
-    room = Room(region=2 * GIB, ordinary=3 * GIB, used=6 * GIB)
+    room = Room(region=GIB, ordinary=2 * GIB, used=4 * GIB)
     return Act("guests", lambda: Stage("guests", room), tuple(cell(n) for n in sizes.guests))
 
 

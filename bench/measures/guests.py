@@ -16,6 +16,8 @@ from pkernfs.lab.machine import poll
 _RAM = "32M"
 #: What ``pkernfs vm start`` says when the store is full.
 _FULL = "no room for"
+#: What ``pkernfs update`` says when there is room for the guests, but not for their states.
+_NO_STATE = "the state of its guests may take"
 
 
 def many_guests(stage: Stage, count: int | None) -> Values:
@@ -36,6 +38,8 @@ def many_guests(stage: Stage, count: int | None) -> Values:
         start = len(serial.lines)
         for name in _started(stage, count):
             names.append(name)
+        if count is None:
+            _leave_room(stage, names)
         poll(lambda: len(ticks(serial.since(start))) >= 5, 120, "the first guest counts")
         start = len(serial.lines)
         stage.write_early(peer.name, f"exec pkernfs resume >{HOME}/resume.log 2>&1")
@@ -65,6 +69,18 @@ def many_guests(stage: Stage, count: int | None) -> Values:
         for name in names:
             stage.host.sh(f"pkernfs vm stop {name} --force --delete")
         stage.host.sh(f"rm -rf {STORE}/updates")
+
+
+def _leave_room(stage: Stage, names: list[str]) -> None:
+    """Stop guests, the last one first, until an update has room for what it saves of them.
+
+    :raises PkernfsError: an update is refused for another reason.
+    """
+    command = ["pkernfs", "update", "--dry-run", "--kernel", stage.image_path]
+    while (result := stage.host.run(command)).status != 0:
+        if _NO_STATE not in result.stderr or len(names) < 2:
+            result.check()
+        stage.run(Pkernfs.name, ["pkernfs", "vm", "stop", names.pop(), "--force", "--delete"])
 
 
 def _started(stage: Stage, count: int | None) -> Iterator[str]:
