@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pkernfs.host.devices import CONTROL
-from pkernfs.host.doctor import Finding, note, ok
+from pkernfs.host import initrd
+from pkernfs.host.devices import CONTROL, MODULE, Control, Device
+from pkernfs.host.doctor import Finding, blocker, note, ok
+from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
 
 _TOPIC = "devices"
 #: ECAP_REG.SMTS, Intel VT-d specification 4.1, section 11.4.3: scalable mode.
 _SCALABLE = 1 << 43
+_HOOK = "docs/handover.md, 'A host whose initrd brings drivers', has the hook that puts it there"
 
 
 def _units(machine: Machine, kind: str) -> list[Path]:
@@ -36,7 +39,7 @@ def _intel(machine: Machine, units: list[Path]) -> Iterator[Finding]:
             "to preserve devices, boot with intel_iommu=on,sm_off",
         )
         return
-    if not (machine.root / str(CONTROL).lstrip("/")).is_dir():
+    if not _control(machine).present:
         yield note(
             _TOPIC,
             f"{len(units)} IOMMU(s), the module pkernfs_dma is not loaded",
@@ -46,8 +49,65 @@ def _intel(machine: Machine, units: list[Path]) -> Iterator[Finding]:
     yield ok(_TOPIC, f"{len(units)} IOMMU(s), pkernfs_dma is loaded")
 
 
-def examine(machine: Machine) -> list[Finding]:
-    """All findings. None blocks an update: without a preserved device nothing here matters."""
+def _control(machine: Machine) -> Control:
+    return Control(machine.root / str(CONTROL).lstrip("/"))
+
+
+def _next_kernel(machine: Machine, kernel: Kernel, devices: list[Device]) -> Iterator[Finding]:
+    """Will the next kernel take over the preserved devices, before a driver resets them?"""
+    held = initrd.modules(kernel.initrd) if kernel.initrd else frozenset()
+    if machine.module_file(kernel.release, MODULE) is None and not (held and MODULE in held):
+        yield blocker(
+            _TOPIC,
+            f"{MODULE} is not installed for the next kernel {kernel.release}, and "
+            f"{devices[0].bdf} is preserved",
+            f"dkms install pkernfs/VERSION -k {kernel.release}",
+            "devices.module",
+            overridable=True,
+        )
+        return
+    if held is None:
+        yield note(
+            _TOPIC,
+            f"what {kernel.initrd} holds can't be listed",
+            f"if it brings drivers of preserved devices, it needs {MODULE}: {_HOOK}",
+            id="devices.initrd",
+        )
+        return
+    if MODULE in held:
+        yield ok(_TOPIC, f"{kernel.initrd} brings {MODULE}")
+        return
+    for device in devices:
+        alias = machine.read(f"sys/bus/pci/devices/{device.bdf}/modalias") or ""
+        early = sorted(initrd.drivers(alias, kernel.release) & held) if alias else []
+        if early:
+            yield blocker(
+                _TOPIC,
+                f"{kernel.initrd} brings {early[0]}, a driver of the preserved {device.bdf}, but "
+                f"not {MODULE}, which has to come first",
+                _HOOK,
+                "devices.initrd",
+                overridable=True,
+            )
+            return
+    yield ok(_TOPIC, f"no driver of a preserved device comes ahead of {MODULE}")
+
+
+def examine(machine: Machine, kernel: Kernel | None = None) -> list[Finding]:
+    """All findings. Only those about preserved devices block an update.
+
+    :param kernel: the next kernel, if it is known.
+    """
+    found = _units_of(machine)
+    if kernel is not None:
+        devices = _control(machine).devices()
+        if preserved := [device for device in devices if device.state != "cut-off"]:
+            found += _next_kernel(machine, kernel, preserved)
+    return found
+
+
+def _units_of(machine: Machine) -> list[Finding]:
+    """About the IOMMUs. None blocks an update: without a preserved device they do not matter."""
     intel = _units(machine, "dmar")
     if intel:
         return list(_intel(machine, intel))

@@ -83,11 +83,11 @@ class Machine:
         """Is pkernfs.ko in the running kernel?"""
         return (self.root / "sys/module" / MODULE).is_dir()
 
-    def module_file(self, release: str) -> Path | None:
-        """The module's file for a kernel; None when it is not installed for it."""
+    def module_file(self, release: str, module: str = MODULE) -> Path | None:
+        """A module's file for a kernel; None when it is not installed for it."""
         for tree in ("lib/modules", "usr/lib/modules"):
             for suffix in ("", ".xz", ".zst", ".gz"):
-                found = sorted((self.root / tree / release).glob(f"**/{MODULE}.ko{suffix}"))
+                found = sorted((self.root / tree / release).glob(f"**/{module}.ko{suffix}"))
                 if found:
                     return found[0]
         return None

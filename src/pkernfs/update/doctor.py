@@ -170,7 +170,7 @@ def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Findin
     return [
         *host_doctor.examine(machine, places.store, kernel),
         *vmm_doctor.examine(machine),
-        *devices_doctor.examine(machine),
+        *devices_doctor.examine(machine, kernel),
         *_store(machine, places),
         *_watchdog(machine, places),
         *_units(machine),

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pkernfs.host import initrd
 from pkernfs.host.devices_doctor import examine
 from pkernfs.host.doctor import Status
+from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
+from tests.answers import answers
 
 LEGACY, SCALABLE = "f00f4a", "80000f00f4a"
 
@@ -44,3 +47,77 @@ def test_one_finding(
     assert finding.status is status
     assert text in finding.text
     assert bool(finding.hint) == (status is Status.NOTE and "AMD" not in text)
+
+
+_LINE = (
+    "0000:01:00.0 state={state} vendor=8086 device=10d3 leaves=1 bytes=4096 pages=4 dropped=0 "
+    "adopted=0 switch_ns=0 adopt_ns=0 held=0 reason=''\n"
+)
+
+
+def preserving(root: Path, state: str = "preserved", *, module: bool = True) -> Machine:
+    """A machine with a preserved network card, and the module for the kernel 7.3."""
+    found = machine(root, "intel_iommu=on", {"dmar0": LEGACY}, loaded=True)
+    (root / "sys/fs/pkernfs_dma/devices").write_text(_LINE.format(state=state))
+    card = root / "sys/bus/pci/devices/0000:01:00.0"
+    card.mkdir(parents=True)
+    (card / "modalias").write_text("pci:v00008086d000010D3\n")
+    if module:
+        (root / "lib/modules/7.3/updates").mkdir(parents=True)
+        (root / "lib/modules/7.3/updates/pkernfs_dma.ko").touch()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("held", "status", "text"),
+    [
+        ({"virtio_pci"}, Status.OK, "no driver of a preserved device"),
+        ({"e1000e", "pkernfs_dma"}, Status.OK, "brings pkernfs_dma"),
+        ({"e1000e"}, Status.BLOCKER, "brings e1000e, a driver of the preserved 0000:01:00.0"),
+        (None, Status.NOTE, "can't be listed"),
+    ],
+)
+def test_an_initrd_that_would_reset_a_preserved_device_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    held: set[str] | None,
+    status: Status,
+    text: str,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def drivers(modalias: str, release: str) -> frozenset[str]:
+        asked.append((modalias, release))
+        return frozenset({"e1000e"})
+
+    monkeypatch.setattr(initrd, "modules", lambda path: None if held is None else frozenset(held))
+    monkeypatch.setattr(initrd, "drivers", drivers)
+    kernel = Kernel("7.3", tmp_path / "vmlinuz", tmp_path / "initrd")
+    _, finding = examine(preserving(tmp_path), kernel)
+    assert finding.status is status
+    assert text in finding.text
+    assert finding.id == ("devices" if status is Status.OK else "devices.initrd")
+    assert set(asked) <= {("pci:v00008086d000010D3", "7.3")}
+
+
+@answers(
+    phase="check",
+    failure="the module for devices is not installed for the next kernel, and one is preserved",
+    outcome="refused, unless --override devices.module",
+)
+def test_a_next_kernel_without_the_module_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = preserving(tmp_path, module=False)
+    kernel = Kernel("7.3", tmp_path / "vmlinuz", tmp_path / "initrd")
+    monkeypatch.setattr(initrd, "modules", lambda path: frozenset({"virtio_pci"}))
+    _, finding = examine(host, kernel)
+    assert (finding.id, finding.overridable) == ("devices.module", True)
+    monkeypatch.setattr(initrd, "modules", lambda path: frozenset({"pkernfs_dma"}))
+    assert examine(host, kernel)[1].status is Status.OK
+    assert examine(host, Kernel("7.3", tmp_path / "vmlinuz", None))[1].id == "devices.module"
+
+
+def test_the_next_kernel_does_not_matter_without_a_preserved_device(tmp_path: Path) -> None:
+    kernel = Kernel("7.3", tmp_path / "vmlinuz", tmp_path / "initrd")
+    assert len(examine(preserving(tmp_path, "cut-off", module=False), kernel)) == 1
