@@ -18,11 +18,11 @@ HEAD = """
 peers, who take turns within one host. `BENCH=quick make bench` is one small round.
 
 **All of it ran in software emulation, so no time here says anything about hardware: what counts
-are ratios.** The machine did other things as well, so that the time of the same run differs by
-factors. Therefore each number is given twice. *Time* is what passed. *Work* is the processor time
-that the emulation of the host used meanwhile, which other programs disturb little; ratios are
-those of work. Numbers are medians of {rounds} round(s), with the lowest and the highest in
-brackets. Run of {when}.
+are ratios.** Several hosts ran at a time, and what else a machine does can make the time of the
+same run differ by factors. Therefore each number is given twice. *Time* is what passed. *Work* is
+the processor time that the emulation of the host used meanwhile, which other programs disturb
+little; ratios are those of work. Numbers are medians of {rounds} round(s), with the lowest and the
+highest in brackets. Run of {when}.
 """
 
 ABOUT = {
@@ -43,7 +43,7 @@ ABOUT = {
         " vm start` asks for one (`-accel kvm,dirty-ring-size=4096`) with 64 GiB and more."
         " And QEMU, when it adds memory of that size, marks every page of it dirty in three bitmaps"
         " of its own (phase *restore*); `pkernfs` has it take them from huge pages"
-        " (`GLIBC_TUNABLES`), a tenth of the page faults. pkernfs itself does nothing"
+        " (`GLIBC_TUNABLES`), which takes fewer page faults. pkernfs itself does nothing"
         " that grows with the size of a file."
     ),
     "parts": (

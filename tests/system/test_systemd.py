@@ -7,6 +7,7 @@ import pytest
 
 from pkernfs.lab import demo
 from pkernfs.lab.machine import Machine, poll
+from tests.answers import answers
 from tests.conftest import HostFactory
 
 from . import tick
@@ -32,13 +33,16 @@ def _wait_unit(host: Machine) -> None:
     assert group.strip().endswith(f"/{_UNIT}")
 
 
-def _gone_on(guest: Tick, before: int) -> None:
-    """The same guest goes on: one that had started anew would count from the beginning."""
+def _gone_on(guest: Tick, before: int, outcome: str = "completed") -> None:
+    """The same guest goes on: one that had started anew would count from the beginning.
+
+    :param outcome: what the report of the update says.
+    """
     after = guest.wait_count(before + 1)
     assert before < after < before + 20000
     assert guest.host.hello.resume == 0
     report = demo.report_of(guest.host)
-    assert report["outcome"] == "completed"
+    assert report["outcome"] == outcome
     assert [(vm["name"], vm["survived"]) for vm in report["vms"]] == [("unit", True)]
     # Counting goes up forever, so a guest that lags is still the same one.
     guest.counts_on()
@@ -63,6 +67,29 @@ def test_guests_outlive_update_and_systemctl_kexec_in_their_units(new_host: Host
     _orderly_kexec(guest)
     failed = host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
     assert failed == ""
+
+
+@answers(
+    phase="next kernel",
+    failure="systemd does not start pkernfs-resume.service",
+    outcome="pkernfs-watchdog.service goes back to the kernel before, which resumes",
+)
+def test_the_watchdog_goes_back_when_nothing_resumes(new_host: HostFactory) -> None:
+    host = new_host(kernel="6.12", units=True)
+    guest = tick.start(host, "unit")
+    _wait_unit(host)
+    assert _state(host, "pkernfs-watchdog.service") == "inactive"
+    count = guest.count()
+    words = ["--append", "systemd.mask=pkernfs-resume.service", "--watchdog", "60"]
+    assert host.run(["pkernfs", "update", *words]).status is None
+    host.wait_reboot()
+    assert host.hello.kernel.startswith("7.3")
+    assert _state(host, "pkernfs-resume.service") == "inactive"
+    host.wait_reboot()
+    assert host.hello.kernel.startswith("6.12")
+    _gone_on(guest, count, "went back")
+    assert "the watchdog left 7.3" in demo.report_of(host)["text"]
+    assert host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout == ""
 
 
 def _refused_kexec(guest: Tick) -> None:
