@@ -81,7 +81,7 @@ def resume(
             print(f"pkernfs: {guest.error}", file=sys.stderr)
             print(f"hint: {guest.hint}", file=sys.stderr)
     _enter_units([guest.name for guest in outcome.guests if not guest.error])
-    if outcome.store != resuming.CLEAN:
+    if not outcome.store_is_clean:
         print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
     if outcome.warning:
         print(f"pkernfs: {outcome.warning}", file=sys.stderr)

@@ -46,12 +46,12 @@ def _leftovers(places: Places) -> Iterator[Finding]:
 
 
 def _store(machine: Machine, places: Places) -> Iterator[Finding]:
-    from pkernfs.update.resume import CLEAN, check_store
+    from pkernfs.update import checked
 
     if machine.filesystem_of(places.store) != FSTYPE:
         return
-    found = check_store()
-    if found == CLEAN:
+    found = checked.check_store()
+    if found == checked.CLEAN:
         yield ok("store", "its checker finds it clean")
     else:
         yield blocker(

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pkernfs.vmm.cpr_replay import Handed
     from pkernfs.vmm.monitor import Monitor
 
-CLEAN = "clean"
 _KEPT = "its files are kept: pkernfs resume"
 
 #: How long a QEMU may take to load what a resume before this one told it to load (seconds).
@@ -65,9 +64,16 @@ class Outcome:
     warning: str = ""
 
     @property
+    def store_is_clean(self) -> bool:
+        """Has the checker found nothing?"""
+        from pkernfs.update.checked import CLEAN
+
+        return self.store == CLEAN
+
+    @property
     def good(self) -> bool:
         """Does everything run, from a store in order?"""
-        return self.store == CLEAN and not any(guest.error for guest in self.guests)
+        return self.store_is_clean and not any(guest.error for guest in self.guests)
 
 
 @dataclass(frozen=True)
@@ -384,13 +390,13 @@ def _finish(
     running = sum(not result.error for result in results)
     # Guests of a store that can't be mounted are not known, but some there may be.
     reported.write(places, reported.Reported(len(results) + len(unmounted), running))
-    from pkernfs.update import devices
+    from pkernfs.update import checked, devices
 
     devices.note(timeline)
-    store = check_store()
+    store = checked.check_store()
     if unmounted:
         store = "; ".join([*(error.what for error in unmounted.values()), store])
-    timeline.mark("store", "ok" if store == CLEAN else "damaged", text=store)
+    timeline.mark("store", "ok" if store == checked.CLEAN else "damaged", text=store)
     if update is not None and directory(places, update).is_dir():
         from pkernfs.update import report
 
@@ -399,22 +405,3 @@ def _finish(
         except (PkernfsError, OSError) as error:
             return Outcome(results, store, f"there is no report: {error}")
     return Outcome(results, store)
-
-
-def check_store() -> str:
-    """Check the metadata of every region; "clean", or what is wrong."""
-    from pkernfs.store.check import check
-    from pkernfs.store.findings import Verdict
-    from pkernfs.store.regions import open_region, region_names
-
-    wrong = []
-    for name in region_names():
-        try:
-            with open_region(name) as image:
-                result = check(image)
-        except PkernfsError as error:
-            wrong.append(error.what)
-            continue
-        if result.verdict is not Verdict.CLEAN:
-            wrong.append(f"{name}: {result.verdict}: {'; '.join(map(str, result.findings[:3]))}")
-    return "; ".join(wrong) or CLEAN

@@ -12,7 +12,7 @@ import pytest
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.host import kernels
 from pkernfs.host.doctor import Finding, Status
-from pkernfs.update import doctor, handover, journal
+from pkernfs.update import checked, doctor, handover, journal
 from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
 from pkernfs.update.lock import update_lock
@@ -136,7 +136,7 @@ def _update(host: FakeHost, *override: str) -> None:
 def test_a_damaged_store_stops_the_update_unless_overridden(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resuming, "check_store", lambda: "pkernfs: damaged: block 7 is used twice")
+    monkeypatch.setattr(checked, "check_store", lambda: "pkernfs: damaged: block 7 is used twice")
     host.start("a")
     with pytest.raises(PkernfsError, match="block 7 is used twice") as caught:
         _update(host)
@@ -154,7 +154,7 @@ def test_a_damaged_store_stops_the_update_unless_overridden(
 def test_one_override_is_for_one_finding(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resuming, "check_store", lambda: "damaged")
+    monkeypatch.setattr(checked, "check_store", lambda: "damaged")
     (host.root / "lib/modules/7.3.4/updates/dkms/pkernfs.ko").unlink()
     with pytest.raises(PkernfsError, match=r"not installed for the next kernel.*and 1 more"):
         _update(host)

@@ -10,7 +10,7 @@ import pytest
 from pkernfs.errors import PkernfsError
 from pkernfs.host.bootline import BootLine
 from pkernfs.host.ranges import Range
-from pkernfs.update import early, handover, plan, report, timeline
+from pkernfs.update import checked, early, handover, plan, report, timeline
 from pkernfs.update import resume as resuming
 from pkernfs.vmm import guests, launch
 from pkernfs.vmm.config import Guest, Places
@@ -96,7 +96,7 @@ def test_a_damaged_store_is_told_after_the_guests_run(
         assert host.states() == {"a": "running"}
         return "pkernfs: damaged: block 7 is used twice"
 
-    monkeypatch.setattr(resuming, "check_store", check)
+    monkeypatch.setattr(checked, "check_store", check)
     outcome = resuming.resume(host.machine, host.places)
     assert outcome.guests == [resuming.Resumed("a")]
     assert not outcome.good
