@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench import plots
 from bench.figures import BARE, FLOORS, Figures
+from bench.measures import memory
 from bench.measures.blackout import PHASES
 from bench.page_text import ABOUT, HEAD, REASONS, TAIL
 from bench.results import Results, Spread
@@ -237,7 +238,9 @@ class Page:
         return ["## An assigned device", "", ABOUT["device"], "", *_table(head, rows)]
 
     def _memory(self) -> list[str]:
-        peers = self._results.peers("memory")
+        order = [kind.name for kind in (*memory.KINDS, *memory.OPTIMIZED)]
+        found = self._results.peers("memory")
+        peers = [name for name in order if name in found]
         if not peers:
             return []
         rows = []

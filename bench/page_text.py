@@ -76,7 +76,7 @@ ABOUT = {
         "A file of 1 GiB is allocated (`fallocate`), mapped, and one byte of each page is written."
         " The last columns are what the kernel keeps beside that GiB, by its own counters."
         " With HVO (`vm.hugetlb_optimize_vmemmap`, off unless asked for) a pool of hugetlbfs gives"
-        " most of its struct pages back."
+        " most of its struct pages back; those rows are of a host of their own."
     ),
     "store": (
         "What is not in a file's data is metadata; also the room for more files that was taken"

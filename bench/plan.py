@@ -155,7 +155,7 @@ def acts(sizes: Sizes) -> list[Act]:
         found.append(_guests(sizes))
     if sizes.devices:
         found.append(_devices())
-    return [*found, *_stores(sizes), _memory(sizes)]
+    return [*found, *_stores(sizes), *_memory()]
 
 
 def _blackout(peer: Peer, ram: str) -> Cell:
@@ -183,7 +183,7 @@ def _luo(sizes: Sizes) -> Act:
     return Act("luo", lambda: Stage("luo", room, on=luo_stack), tuple(cells))
 
 
-def _memory(sizes: Sizes) -> Act:
+def _memory() -> list[Act]:
     def cell(kind: memory.Kind) -> Cell:
         return Cell("memory", kind.name, "", 5, lambda stage: memory.memory(stage, kind))
 
@@ -195,7 +195,11 @@ def _memory(sizes: Sizes) -> Act:
         used=7 * GIB,
         words=memory.WORDS,
     )
-    return Act("memory", lambda: Stage("memory", room), tuple(cell(k) for k in memory.KINDS))
+    own = Room(kernel=_PROMPT, region=2 * GIB, ordinary=4 * GIB, used=6 * GIB)
+    return [
+        Act("memory", lambda: Stage("memory", room), tuple(cell(k) for k in memory.KINDS)),
+        Act("hvo", lambda: Stage("hvo", own), tuple(cell(k) for k in memory.OPTIMIZED)),
+    ]
 
 
 def _stores(sizes: Sizes) -> list[Act]:

@@ -47,20 +47,19 @@ def _pool(size: int) -> str:
 
 
 _RAM = "/run/bench-mem/ram"
-_HVO = "sysctl -qw vm.hugetlb_optimize_vmemmap="
+_HVO = "sysctl -qw vm.hugetlb_optimize_vmemmap=1"
 
 
 def _optimized(name: str) -> tuple[str, str]:
     """hugetlbfs whose pages give most of their struct pages back when the pool is filled.
 
-    That is off unless asked for (Documentation/mm/vmemmap_dedup.rst).
+    That is off unless asked for (Documentation/mm/vmemmap_dedup.rst). The pool stays: a GiB
+    in one piece is not to be had again once other memory was taken from it.
     """
-    size, pages, usual = (GIB, 1, 1) if name == "1 GiB" else (2 * MIB, 512, 0)
+    size, pages = (GIB, 1) if name == "1 GiB" else (2 * MIB, 512)
     pool = _pool(size)
-    before = f"echo 0 >{pool} && {_HVO}1 && echo {pages} >{pool} && "
-    before += f'test "$(cat {pool})" = {pages} && '
-    after = f"; echo 0 >{pool}; {_HVO}0; echo {usual} >{pool}"
-    return _mounted("hugetlbfs", f"pagesize={size >> 20}M", before, after)
+    before = f"{_HVO} && echo {pages} >{pool} && test $(cat {pool}) = {pages} && "
+    return _mounted("hugetlbfs", f"pagesize={size >> 20}M", before)
 
 
 KINDS = (
@@ -83,10 +82,14 @@ KINDS = (
             f"; echo 0 >{_pool(2 * MIB)}",
         ),
     ),
-    *(Kind(f"hugetlbfs, {name}, HVO", _RAM, *_optimized(name)) for name in ("1 GiB", "2 MiB")),
     Kind("fsdax", f"{fsdax.MOUNT}/ram", fsdax.READY, f"rm {fsdax.MOUNT}/ram"),
     Kind("tmpfs, huge=always", _RAM, *_mounted("tmpfs", "size=2G,huge=always")),
     Kind("tmpfs", _RAM, *_mounted("tmpfs", "size=2G")),
+)
+
+#: In a host of their own: what they do to the struct pages stays.
+OPTIMIZED = tuple(
+    Kind(f"hugetlbfs, {name}, HVO", _RAM, *_optimized(name)) for name in ("1 GiB", "2 MiB")
 )
 
 
@@ -131,7 +134,9 @@ def _struct_pages(stage: Stage, kind: Kind, start: dict[str, int], ready: dict[s
     if kind.name == "fsdax":
         stage.host.sh(f"umount {fsdax.MOUNT}; modprobe -r nd_pmem").check()
         return _come_with(stage, f"{fsdax.LOAD}; {fsdax.MOUNT_COMMAND}") * GIB / stage.room.pmem
-    return stage.known["share"] * GIB + _added(start, ready)
+    # A pool that stays gives them back once.
+    back = stage.known.setdefault(f"pool of {kind.name}", _added(start, ready))
+    return stage.known["share"] * GIB + back
 
 
 def _come_with(stage: Stage, line: str) -> float:
