@@ -112,7 +112,20 @@ class Page:
             if len(ranked) > 1:
                 words = ", ".join(f"{_named(peer)} {ratio:.2f}" for ratio, peer in ranked)
                 lines.append(f"- Blackout of a guest of {_size(case)}, in bare kexecs: {words}.")
+                lines[-1] += self._close(case, ranked[0][1])
         return [*lines, ""]
+
+    def _close(self, case: str, winner: str) -> str:
+        """What to know about a peer that is ahead of pkernfs by less than runs differ."""
+        ours, theirs = (
+            self._results.spread("blackout", peer, case, "work") for peer in ("pkernfs", winner)
+        )
+        own, other = (self._figures.own(peer, case) for peer in ("pkernfs", winner))
+        if winner == "pkernfs" or not (ours and theirs and own and other):
+            return ""
+        if ours.low > theirs.high or own.median > other.median:
+            return ""
+        return " " + ABOUT["close"].format(peer=winner)
 
     def _updates(self) -> list[str]:
         if not self._figures.update_cells():

@@ -36,6 +36,10 @@ ABOUT = {
         "With a guest of {size}, {peer} saves and restores with the least work; the runs of pkernfs"
         " and of {peer} overlap."
     ),
+    "close": (
+        "The runs of pkernfs and of {peer} overlap, and what pkernfs itself does, save and restore,"
+        " is less work; the rest of the host's start is the same for both."
+    ),
     "large": (
         "What takes longer with a large guest: when QEMU saves, it has KVM log what the guest"
         " writes, although the memory is left out of what is saved, and with a bitmap that is work"
@@ -47,9 +51,9 @@ ABOUT = {
         " that grows with the size of a file."
     ),
     "parts": (
-        "The run was made in {parts} parts, some of them at the same time. Peers of one table took"
-        " turns in one part, but for LUO and its floor, which have a part and a host of their own."
-        " The version of pkernfs is that of the first part."
+        "The run was made in {parts} parts. Peers of one table took turns in one part, but for LUO"
+        " and its floor, and for hugetlbfs with HVO, which have hosts of their own. The version of"
+        " pkernfs is that of the first part."
     ),
     "phases": (
         "*save*: from the guest's last tick until the old kernel says that it starts the new one;"

@@ -58,6 +58,17 @@ def test_ratios_are_medians_of_work_against_the_floor() -> None:
     assert own[2] == pytest.approx(1.0)
 
 
+def test_a_lead_within_the_spread_is_said_to_be_one() -> None:
+    results = _results()
+    near = [_update("fsdax", "1T", number, 11.9 + number) for number in (1, 2, 3)]
+    for sample in near:
+        sample.values["work: restore"] += 1.0
+    results.samples += near
+    text = Page(results).text()
+    assert "1 TiB, in bare kexecs: fsdax 2.32, pkernfs 2.33. The runs of pkernfs and of" in text
+    assert "256 MiB, in bare kexecs: fsdax 1.83, pkernfs 2.33.\n" in text
+
+
 def test_failures_and_what_was_left_out_are_on_the_page() -> None:
     text = Page(_results()).text()
     assert "- blackout fsdax 16G, round 1: QEMU has ended: no memory" in text
