@@ -162,6 +162,46 @@ def test_a_next_kernel_without_the_store_goes_back_and_the_right_one_resumes(
     _under_lockdown(host, guest)
 
 
+#: A QEMU that in the next kernel finds its guest's state in a pipe into which nobody writes.
+_NO_DATA = """#!/bin/sh
+case $(uname -r) in
+7.3*)
+	if mkfifo /run/no-data; then
+		mount --bind /run/no-data /mnt/pkernfs/vms/tick/state
+		exec 9<>/run/no-data
+	fi
+esac
+exec qemu-system-x86_64 "$@"
+"""
+
+
+@answers(
+    phase="next kernel",
+    failure="pkernfs resume does not report in time",
+    outcome="the watchdog goes back to the kernel before, which resumes; the report says went back",
+)
+def test_a_state_that_does_not_end_goes_back(new_host: HostFactory) -> None:
+    """A resume that hangs, because a guest's QEMU waits for ever for its state."""
+    host = new_host(kernel="6.12")
+    (host.share / "no-data").write_text(_NO_DATA)
+    host.sh("install -m 755 /mnt/share/no-data /mnt/scratch/no-data").check()
+    guest = tick.start(host, "tick", options=["--qemu", "/mnt/scratch/no-data"])
+    count = guest.count()
+    assert host.run(["pkernfs", "update", "--watchdog", "60"]).status is None
+    hello = host.wait_reboot()
+    if hello.kernel.startswith("7.3"):  # resume was ended, and the lab's agent came just in time
+        hello = host.wait_reboot()
+    assert hello.kernel.startswith("6.12")
+    assert hello.resume == 0
+    assert count < guest.wait_count(count + 1) < count + 2000
+    report = demo.report_of(host)
+    assert report["outcome"] == "went back"
+    assert "pkernfs resume did not report within 60 s" in report["text"]
+    assert [line for line in host.console.lines if "Linux version 7.3" in line.text]
+    guest.counts_on()
+    host.run(["pkernfs", "check"]).check()
+
+
 def _under_lockdown(host: Machine, guest: Tick) -> None:
     """Debian's kernels are signed, and one loses its signature here; the lab's modules have none.
 
