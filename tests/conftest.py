@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pkernfs.errors import PkernfsError
 from pkernfs.lab.machine import HostConfig, Machine
 
 HostFactory = Callable[..., Machine]
@@ -67,17 +68,31 @@ def shared_host() -> Iterator[Callable[[str], Machine]]:
         hosts: dict[str, Machine] = {}
 
         def get(kernel: str) -> Machine:
-            if kernel not in hosts:
+            # Another one when the emulation let it down, or all tests after that would fail.
+            if kernel not in hosts or hosts[kernel].lost_breakpoint:
                 config = HostConfig(kernel=kernel, cpus=2)
-                hosts[kernel] = stack.enter_context(_watched(Machine(config)))
+                hosts[kernel] = stack.enter_context(_shared(Machine(config)))
             return hosts[kernel]
 
         yield get
 
 
+@contextlib.contextmanager
+def _shared(machine: Machine) -> Iterator[Machine]:
+    """A host whose end is no failure if the emulation ended it: a test has said so by then."""
+    try:
+        with _watched(machine):
+            yield machine
+    except PkernfsError:
+        if not machine.lost_breakpoint:
+            raise
+
+
 def _without_new_problems(machine: Machine) -> Iterator[Machine]:
     before = len(machine.problems)
     yield machine
+    if machine.lost_breakpoint:
+        raise PkernfsError("the emulation lost a breakpoint (see HostConfig.cpus)")
     fresh = machine.problems[before:]
     assert not fresh, f"this test left bad lines in the kernel log: {fresh[:5]}"
 

@@ -120,7 +120,7 @@ class Machine:
         try:
             self._boot()
         except PkernfsError:
-            if self.config.cpus == 1 or not self._emulation_failed():
+            if not self.lost_breakpoint:
                 raise
             say("the emulation lost a breakpoint (see HostConfig.cpus), the host starts again")
             self._boot()
@@ -134,11 +134,15 @@ class Machine:
             self._undo.close()
             raise
 
-    def _emulation_failed(self) -> bool:
-        """Did the first kernel die of a breakpoint that nobody had set (see HostConfig)?"""
-        lines = self.console.lines if hasattr(self, "console") else ()
-        oopses = (line.text for line in lines if "Oops: " in line.text)
-        return "Oops: int3" in next(oopses, "")
+    @property
+    def lost_breakpoint(self) -> bool:
+        """Has a kernel died of a breakpoint that was patched away? The emulation's fault.
+
+        See :class:`HostConfig`. Never where our own module patched the kernel.
+        """
+        if self.config.cpus == 1 or not hasattr(self, "console"):
+            return False
+        return scan.lost_breakpoint(line.text for line in self.console.lines)
 
     def __exit__(
         self,

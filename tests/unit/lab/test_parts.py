@@ -301,3 +301,20 @@ def test_verbs_of_the_lab_refuse_before_anything_is_built() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
+
+
+_INT3 = "[  216.799850] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI"
+
+
+@pytest.mark.parametrize(
+    ("lines", "lost"),
+    [
+        (["kvm_amd: Nested Paging enabled", _INT3, "Kernel panic - not syncing"], True),
+        (["pkernfs_dma: 3 functions diverted", _INT3], False),
+        (["BUG: kernel NULL pointer dereference", _INT3], False),
+        (["Oops: general protection fault: 0000", _INT3], False),
+        (["all is well"], False),
+    ],
+)
+def test_only_a_breakpoint_of_nobody_is_the_emulations_fault(lines: list[str], lost: bool) -> None:
+    assert scan.lost_breakpoint(lines) is lost
