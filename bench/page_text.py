@@ -91,6 +91,11 @@ ABOUT = {
     "sequential head": "128 MiB, 1 MiB at a time",
 }
 
+_FROM_POOL = """
+Both clear the same memory. hugetlbfs took its pages from the pool, which the setup had filled
+before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
+"""
+
 #: Why a peer is ahead of pkernfs, as far as it was found. Shown only where it is.
 REASONS: dict[tuple[str, str], str] = {
     ("blackout", "fsdax"): """
@@ -109,18 +114,9 @@ guest is stopped and is not in these numbers.
 With little memory, copying it takes less than what pkernfs does beside starting QEMU: its
 interpreter, its checks, QMP. That turns around with the size.
 """,
-    ("memory", "hugetlbfs, 2 MiB"): """
-Both clear the same memory. hugetlbfs took its pages from the pool, which the setup had filled
-before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
-""",
-    ("memory", "hugetlbfs, 2 MiB, HVO"): """
-Both clear the same memory. hugetlbfs took its pages from the pool, which the setup had filled
-before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
-""",
-    ("memory", "hugetlbfs, 1 GiB, HVO"): """
-Both clear the same memory. hugetlbfs took its page from the pool, which the setup had filled
-before; pkernfs maps each piece of its range into the kernel for the moment of clearing.
-""",
+    ("memory", "hugetlbfs, 2 MiB"): _FROM_POOL,
+    ("memory", "hugetlbfs, 2 MiB, HVO"): _FROM_POOL,
+    ("memory", "hugetlbfs, 1 GiB, HVO"): _FROM_POOL,
     ("memory", "hugetlbfs, 1 GiB"): """
 Both clear the same memory. hugetlbfs had its page set aside at boot, mapped in the kernel for good;
 pkernfs maps each piece of its range into the kernel for the moment of clearing.

@@ -62,7 +62,7 @@ class Act:
     def order(self, number: int) -> tuple[Cell, ...]:
         """The cells of a round, from 0 on, which begins with another one each time."""
         cells = tuple(cell for cell in self.cells if not (cell.once and number))
-        if self.in_order:
+        if self.in_order or not cells:
             return cells
         turn = number % len(cells)
         return cells[turn:] + cells[:turn]

@@ -96,6 +96,7 @@ def test_a_cell_of_the_first_round_is_not_in_the_others() -> None:
         ["u"],
         ["u"],
     ]
+    assert Act("x", lambda: Stage("x", Room()), (once,)).order(1) == ()
     booted_once = Runner(Results("today", "full", 3), [act], Path("unused")).estimate(1)
     assert booted_once == 15.0 + 4
 
