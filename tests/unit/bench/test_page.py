@@ -64,9 +64,13 @@ def test_a_lead_within_the_spread_is_said_to_be_one() -> None:
     for sample in near:
         sample.values["work: restore"] += 1.0
     results.samples += near
+    # Here the lead is as small, but it comes from what the two do themselves.
+    results.samples += [_update("pkernfs", "4G", number, 12.0 + number) for number in (1, 2, 3)]
+    results.samples += [_update("fsdax", "4G", number, 11.9 + number) for number in (1, 2, 3)]
     text = Page(results).text()
     assert "1 TiB, in bare kexecs: fsdax 2.32, pkernfs 2.33. The runs of pkernfs and of" in text
     assert "256 MiB, in bare kexecs: fsdax 1.83, pkernfs 2.33.\n" in text
+    assert "4 GiB, in bare kexecs: fsdax 2.32, pkernfs 2.33.\n" in text
 
 
 def test_failures_and_what_was_left_out_are_on_the_page() -> None:
