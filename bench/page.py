@@ -121,7 +121,8 @@ class Page:
             self._results.spread("blackout", peer, case, "work") for peer in ("pkernfs", winner)
         )
         own, other = (self._figures.own(peer, case) for peer in ("pkernfs", winner))
-        if winner == "pkernfs" or not (ours and theirs and own and other):
+        # With a floor of its own its work can't be held against ours.
+        if winner == "pkernfs" or winner in FLOORS or not (ours and theirs and own and other):
             return ""
         if ours.low > theirs.high or own.median > other.median:
             return ""

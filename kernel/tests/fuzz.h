@@ -11,11 +11,8 @@
 #include "../fs/store_private.h"
 #include "native.h"
 
-#define BLOCK		(1UL << PKERNFS_BLOCK_SHIFT)
 #define SLOT		(1UL << PKERNFS_SLOT_SHIFT)
 #define NR_BLOCKS	8
-#define FILE_MODE	(S_IFREG | 0644)
-#define DIR_MODE	(S_IFDIR | 0755)
 #define MAX_SLOTS	64
 
 #define check(cond) do { \

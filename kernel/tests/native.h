@@ -14,6 +14,10 @@
 
 #include "../fs/store.h"
 
+#define BLOCK		(1UL << PKERNFS_BLOCK_SHIFT)
+#define FILE_MODE	(S_IFREG | 0644)
+#define DIR_MODE	(S_IFDIR | 0755)
+
 struct pkn;
 
 /* What an entry of the log is. */

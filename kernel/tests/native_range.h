@@ -5,7 +5,6 @@
 
 #include "native.h"
 
-#define BLOCK	(1UL << PKERNFS_BLOCK_SHIFT)
 #define PAGE	(1UL << PKERNFS_SLOT_SHIFT)
 
 struct logged {

@@ -12,9 +12,6 @@
 
 #define MIB		(1UL << 20)
 #define GIB		(1UL << 30)
-#define BLOCK		(1UL << PKERNFS_BLOCK_SHIFT)
-#define FILE_MODE	(S_IFREG | 0644)
-#define DIR_MODE	(S_IFDIR | 0755)
 #define LINK_MODE	(S_IFLNK | 0777)
 
 #define expect(cond) do { \
