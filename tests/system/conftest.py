@@ -23,7 +23,8 @@ def counting(shared_host: Callable[[str], Machine]) -> Iterator[Tick]:
 
 @pytest.fixture
 def guest(host: Machine, counting: Tick) -> Tick:
-    """The guest, running, and no trace of an earlier update."""
-    host.sh("rm -rf /mnt/pkernfs/updates").check()
+    """The guest, running, and no trace of an earlier update, also of one whose test failed."""
+    left = "/run/pkernfs/update.journal"
+    host.sh(f"! [ -e {left} ] || pkernfs update --recover; rm -rf /mnt/pkernfs/updates").check()
     counting.counts_on()
     return counting

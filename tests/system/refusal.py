@@ -18,9 +18,10 @@ def refused(guest: Tick, command: str, says: str) -> None:
     boot_id = lines(guest.host, "cat /proc/sys/kernel/random/boot_id")
     result = guest.host.sh(command)
     assert result.status == 1, result
-    assert says in result.stderr
+    assert says in result.stderr, result
     guest.counts_on()
     assert lines(guest.host, "cat /proc/sys/kernel/random/boot_id") == boot_id
     assert lines(guest.host, "cat /sys/kernel/kexec_loaded") == ["0"]
-    left = f"ls {guest.directory}/state {guest.directory}/saved.json 2>/dev/null || :"
-    assert lines(guest.host, left) == []
+    left = "state", "saved.json"
+    paths = [f"{guest.directory}/{name}" for name in left] + ["/run/pkernfs/update.journal"]
+    assert lines(guest.host, f"ls {' '.join(paths)} 2>/dev/null || :") == []

@@ -125,7 +125,8 @@ def _check_terminal(guest: Tick) -> None:
 @pytest.mark.parametrize("number", ["INT", "TERM"])
 def test_a_signal_lets_the_guest_run_on(guest: Tick, number: str) -> None:
     command = (
-        "pkernfs update & until [ -e /mnt/pkernfs/updates/last ]; do sleep 0.05; done; "
+        "pkernfs update & "
+        "while kill -0 $! && ! [ -e /mnt/pkernfs/updates/last ]; do sleep 0.05; done; "
         f"kill -{number} $!; wait $!"
     )
     if number == "INT":  # a shell starts background jobs with it ignored
@@ -172,7 +173,7 @@ def _doctor(host: Machine) -> list[dict[str, str]]:
 
 # Runs "pkernfs update" with something changed in this program.
 _CHANGED = r"""
-import os, signal, subprocess, sys, time
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, "/usr/lib/pkernfs")
 from pkernfs.update import plan, quiesce
@@ -181,6 +182,21 @@ from pkernfs.update.timeline import Timeline
 sys.argv = ["pkernfs", "update"]
 from pkernfs.cli import main
 main()
+"""
+
+
+# For it: the guest's QEMU stands still from the pause on, and the update does not wait long.
+_STANDS_STILL = """
+from pkernfs.update import recover
+from pkernfs.vmm.monitor import ANSWER_S, Monitor
+pid = int(Path("/run/pkernfs/tick/pid").read_text().split()[0])
+mark, undo = Timeline.mark, recover.undo
+def hold(self, event, about, *args, **kwargs):
+    mark(self, event, about, *args, **kwargs)
+    if (event, about) == ("begin", "pause"):
+        Monitor.execute.__defaults__ = (None, 1.0)
+        os.kill(pid, signal.SIGSTOP)
+Timeline.mark = hold
 """
 
 
@@ -223,26 +239,59 @@ Timeline.mark = fill
     outcome="all guests run on",
 )
 def test_a_guest_that_is_not_paused_in_time_runs_on(guest: Tick) -> None:
-    """Its QEMU stands still for some seconds, longer than the update waits for an answer here.
+    """Its QEMU stands still, so the update's own way back fails for it as well.
 
-    So the update's own way back fails for it as well, and is tried once more.
+    It works when that is tried once more.
     """
-    command = _changed(
-        guest.host,
-        """
-from pkernfs.vmm.monitor import Monitor
-pid = Path("/run/pkernfs/tick/pid").read_text().split()[0]
-mark = Timeline.mark
-def hold(self, event, about, *args, **kwargs):
-    mark(self, event, about, *args, **kwargs)
-    if (event, about) == ("begin", "pause"):
-        Monitor.execute.__defaults__ = (None, 1.0)
-        os.kill(int(pid), signal.SIGSTOP)
-        subprocess.Popen(["sh", "-c", f"sleep 6; kill -CONT {pid}"])
-Timeline.mark = hold
-""",
+    change = (
+        _STANDS_STILL
+        + """
+def once_more(*args):
+    Monitor.execute.__defaults__ = (None, ANSWER_S)
+    os.kill(pid, signal.SIGCONT)
+    return undo(*args)
+recover.undo = once_more
+"""
     )
-    refused(guest, command, "not every guest runs on")
+    try:
+        refused(guest, _changed(guest.host, change), "not every guest runs on")
+    finally:
+        guest.host.sh("kill -CONT $(cut -d' ' -f1 /run/pkernfs/tick/pid)").check()
+
+
+@answers(
+    phase="pause, save",
+    failure="a guest's QEMU does not answer for longer than the update waits for it",
+    outcome="given up; its guard lets the guest run on when it answers, by itself",
+)
+def test_a_guest_that_stands_still_for_long_runs_on_by_itself(guest: Tick) -> None:
+    host = guest.host
+    change = (
+        _STANDS_STILL
+        + """
+recover._GREET_S = 1.0
+"""
+    )
+    command = _changed(host, change)
+    try:
+        result = host.sh(command)
+        assert result.status == 1, result
+        assert "not every guest runs on" in result.stderr, result
+        assert "tries again for 10 minutes" in result.stderr, result
+        again = host.run(["pkernfs", "update", "--recover"])
+        assert again.status == 1, again
+        assert "another recovery is going on" in again.stderr
+    finally:
+        host.sh("kill -CONT $(cut -d' ' -f1 /run/pkernfs/tick/pid)").check()
+    waiting = (
+        "for i in $(seq 300); do [ -e /run/pkernfs/update.journal ] || exit 0; sleep 0.2; done"
+    )
+    host.sh(f"{waiting}; exit 1").check()
+    guest.counts_on()
+    assert lines(host, "cat /sys/kernel/kexec_loaded") == ["0"]
+    report = demo.report_of(host)
+    assert report["outcome"] == "rolled back"
+    assert [vm["survived"] for vm in report["vms"]] == [True]
 
 
 @answers(
@@ -311,8 +360,8 @@ Timeline.mark = wait
 """,
     )
     result = host.sh(
-        f"{command} >/tmp/first 2>&1 & until [ -e /mnt/pkernfs/updates/last ]; do sleep 0.2; done;"
-        " pkernfs update; echo $? $!; wait $!"
+        f"{command} >/tmp/first 2>&1 & while kill -0 $! && ! [ -e /mnt/pkernfs/updates/last ]; "
+        "do sleep 0.2; done; pkernfs update; echo $? $!; wait $!"
     )
     status, pid = result.stdout.split()[-2:]
     assert status == "1"

@@ -4,7 +4,8 @@
 An update that fails goes back by itself. One that is killed can't: its guests would stay
 paused, disks frozen, the next kernel loaded. So before anything is touched it leaves a
 second process behind, which knows of its end by a pipe that only the update holds open.
-That process also ends an update that hangs while guests are paused.
+That process also ends an update that hangs while guests are paused, and tries again what
+could not be undone at first: a QEMU that stands still now may answer in a minute.
 
 The guard shares the update's lock (flock(2): a lock belongs to the open file, and fork
 copies that), so nobody can start another update before everything is back. It dies with
@@ -17,6 +18,7 @@ import contextlib
 import os
 import select
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,10 +33,18 @@ from pkernfs.vmm.config import Places
 #: (seconds). Well above all its own time limits, which let it go back by itself.
 PAUSED_S = 240.0
 
+#: For how long what can't be undone is tried again, until it is left to ``pkernfs update
+#: --recover`` (seconds).
+AGAIN_S = 600.0
+
+#: Between two tries, at first and at most (seconds).
+_PAUSE_S = (2.0, 30.0)
+
 # What the update tells its guard.
 _PAUSING = b"p"
 _JUMPING = b"j"
 _DONE = b"d"
+_OVER_TO_YOU = b"o"
 
 
 class Guard:
@@ -60,6 +70,19 @@ class Guard:
         :raises PkernfsError: the guard is gone.
         """
         self._tell(_JUMPING)
+
+    def takes_over(self) -> bool:
+        """What the update could not undo is tried again by the guard, when this process ends.
+
+        :returns: False: the guard is gone.
+        """
+        try:
+            os.write(self._line, _OVER_TO_YOU)
+        except OSError:
+            return False
+        os.close(self._line)
+        self._line = -1
+        return True
 
     def _tell(self, what: bytes) -> None:
         try:
@@ -104,8 +127,17 @@ def guarded(machine: Machine, places: Places) -> Iterator[Guard]:
         guard.end()
 
 
-def _settle() -> None:
-    """Be nobody's child: no terminal, no signal and no shortage of memory ends this one."""
+def _settle(line: int) -> None:
+    """Be nobody's child: no terminal, no signal and no shortage of memory ends this one.
+
+    :param line: the only pipe that stays open, but for the standard ones: what reads from the
+        others, the display for one, waits for the last writer to close.
+    """
+    for path in list(Path("/proc/self/fd").iterdir()):
+        fd = int(path.name)
+        with contextlib.suppress(OSError):  # the directory's own
+            if fd > 2 and fd != line and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.close(fd)
     with contextlib.suppress(OSError):
         os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
@@ -116,7 +148,7 @@ def _settle() -> None:
 
 def _stand_by(machine: Machine, places: Places, line: int, updater: int) -> int:
     """The guard's life. Returns its exit status."""
-    _settle()
+    _settle(line)
     deadline: float | None = None
     jumping = False
     while True:
@@ -135,6 +167,9 @@ def _stand_by(machine: Machine, places: Places, line: int, updater: int) -> int:
             return 0
         if said == b"":
             return _bring_back(machine, places, "it was killed")
+        if said == _OVER_TO_YOU:
+            _let_go_of_pipes()
+            return _try_again(machine, places, "it was given up")
         if said == _PAUSING and not jumping:
             deadline = time.monotonic() + PAUSED_S
         if said == _JUMPING:
@@ -149,12 +184,41 @@ def _told(line: int) -> bytes:
 def _bring_back(machine: Machine, places: Places, why: str) -> int:
     announce(places, "recovery")
     result = recover.undo(machine, places, why)
+    _say(machine, result)
+    if result is not None and result.unfinished:
+        return _try_again(machine, places, why)
+    return 1 if result is not None and result.failed else 0
+
+
+def _try_again(machine: Machine, places: Places, why: str) -> int:
+    """Undo what can't be undone as soon as it can be."""
+    announce(places, "recovery")
+    deadline = time.monotonic() + AGAIN_S
+    pause, longest = _PAUSE_S
+    while True:
+        time.sleep(pause)
+        result = recover.undo(machine, places, why)
+        if result is None or not result.unfinished or time.monotonic() > deadline:
+            _say(machine, result)
+            return 1 if result is not None and result.failed else 0
+        pause = min(2 * pause, longest)
+
+
+def _let_go_of_pipes() -> None:
+    """Whoever reads the update's output shall not wait for this process too."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for standard in (0, 1, 2):
+        if not os.isatty(standard):
+            os.dup2(null, standard)
+    os.close(null)
+
+
+def _say(machine: Machine, result: recover.Recovered | None) -> None:
     if result is None:
-        return 0
+        return
     line = f"pkernfs: {result.summary()}\n".encode()
     # Not by sys.stderr: its lock may have been taken when this process was forked.
     with contextlib.suppress(OSError):
         os.write(2, line)
     with contextlib.suppress(OSError):
         machine.log(line)
-    return 1 if result.failed else 0

@@ -17,7 +17,7 @@ from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
 from pkernfs.update import devices, doctor, journal, recover, watchdog
 from pkernfs.update import plan as planning
-from pkernfs.update.guard import Guard, guarded
+from pkernfs.update.guard import AGAIN_S, Guard, guarded
 from pkernfs.update.journal import Journal
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
@@ -76,8 +76,9 @@ def check_leftovers(places: Places) -> None:
     if begun is None:
         return
     what = f"update {begun.update}" if begun.update else "an update"
+    end = "given up" if begun.why else "killed"
     who = f" (guests {', '.join(begun.guests)})" if begun.guests else ""
-    raise PkernfsError(f"{what} was killed and is not undone{who}", "pkernfs update --recover")
+    raise PkernfsError(f"{what} was {end} and is not undone{who}", "pkernfs update --recover")
 
 
 async def _plan(
@@ -123,7 +124,8 @@ Leave = Callable[[Machine, Timeline, WayBack], None]
 def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
     """Have everything brought back that the block begins, also if this process is killed.
 
-    The block goes back by itself when it can. What that leaves is tried once more.
+    The block goes back by itself when it can. What that leaves is tried once more, and
+    again by the guard, which lives on for that.
 
     :raises PkernfsError: an earlier update is not undone yet.
     """
@@ -135,11 +137,15 @@ def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
         try:
             yield WayBack(written, guard)
         except NotAllRunError as error:
+            written.note(journal.WHY, str(error))
             written.close(undone=False)
             result = recover.undo(machine, places, str(error))
-            if result is None or result.failed:
-                raise
-            raise PkernfsError(f"{error.what}; they do now", "pkernfs vm list") from error
+            if result is not None and not result.failed:
+                raise PkernfsError(f"{error.what}; they do now", "pkernfs vm list") from error
+            if result is not None and result.unfinished and guard.takes_over():
+                hint = f"process {guard.pid} tries again for {AGAIN_S / 60:.0f} minutes"
+                raise PkernfsError(error.what, f"{hint}; pkernfs vm list") from error
+            raise
         except BaseException:
             written.close(undone=True)
             raise

@@ -23,6 +23,7 @@ GUEST = "guest"
 RAN = "ran"
 LOAD = "load"
 ARM = "arm"
+WHY = "why"
 FREEZE = "freeze"
 NOT_FROZEN = "not frozen"
 
@@ -70,6 +71,7 @@ class Begun:
     :ivar frozen: mount points of filesystems that it may have frozen, in that order.
     :ivar loaded: it may have loaded a kernel.
     :ivar armed: it may have armed the preserved devices.
+    :ivar why: what ended it, if it lived to say so; empty: it was killed.
     """
 
     update: str = ""
@@ -77,6 +79,7 @@ class Begun:
     frozen: list[Path] = field(default_factory=list)
     loaded: bool = False
     armed: bool = False
+    why: str = ""
 
     def add(self, step: str, subject: str) -> None:
         """Take one line into account."""
@@ -95,6 +98,8 @@ class Begun:
             self.loaded = True
         elif step == ARM:
             self.armed = True
+        elif step == WHY:
+            self.why = subject
 
 
 def read(places: Places) -> Begun | None:

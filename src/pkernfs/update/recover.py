@@ -56,6 +56,11 @@ class Recovered:
     failed: tuple[Failure, ...]
 
     @property
+    def unfinished(self) -> bool:
+        """Is there something that can be tried again?"""
+        return any(failure.again for failure in self.failed)
+
+    @property
     def failures(self) -> str:
         """What could not be undone, in one line."""
         return "; ".join(failure.text for failure in self.failed)
@@ -108,7 +113,7 @@ def undo(machine: Machine, places: Places, why: str) -> Recovered | None:
     Disks come first, because a guest that runs on writes to them; then guests, because
     they wait.
 
-    :param why: what ended the update, for the report.
+    :param why: what ended the update, for the report, if the journal does not say it.
     :returns: what was done; None when there is nothing to undo.
     """
     begun = journal.read(places)
@@ -129,9 +134,9 @@ def undo(machine: Machine, places: Places, why: str) -> Recovered | None:
     if begun.loaded:
         kexec.unload()
     result = Recovered(begun.update, tuple(fine), tuple(failed))
-    if not any(failure.again for failure in failed):
+    if not result.unfinished:
         journal.remove(places)
-    _report(timeline, places, result, why)
+    _report(timeline, places, result, begun.why or why)
     return result
 
 
