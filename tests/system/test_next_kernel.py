@@ -106,6 +106,49 @@ def _of_another_version(host: Machine) -> None:
     host.run(["pkernfs", "check"]).check()
 
 
+# Runs "pkernfs resume", which is killed when the first guest is about to run.
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, "/usr/lib/pkernfs")
+from pkernfs.vmm.launch import Attempt
+def die(self):
+    os.rename(f"{self.launch.files}/saved.json", f"{self.launch.files}/started.json")
+    os.kill(os.getpid(), signal.SIGKILL)
+Attempt._let_run = die
+sys.argv = ["pkernfs", "resume"]
+from pkernfs.cli import main
+main()
+"""
+
+
+@answers(
+    phase="resume",
+    failure="killed just before a guest runs",
+    outcome="resume again lets it run; what was saved is not loaded a second time",
+)
+def test_a_guest_that_was_about_to_run_is_let_run(new_host: HostFactory) -> None:
+    """Of two guests; the other one is at whatever point it has come to by then."""
+    host = new_host(kernel="6.12")
+    guests = [tick.start(host, name) for name in ("one", "two")]
+    counts = [guest.count() for guest in guests]
+    result = host.run(["pkernfs", "update", "--append", "pkernfs_lab_resume=no", "--watchdog", "0"])
+    assert result.status is None
+    host.wait_reboot()
+    (host.share / "killed.py").write_text(_KILLED)
+    assert host.sh("python3 /mnt/share/killed.py; echo $?").stdout.splitlines()[-1] == "137"
+    (started,) = lines(host, "ls /mnt/pkernfs/vms/*/started.json")
+    listed = json.loads(host.run(["pkernfs", "vm", "list", "--json"]).check().stdout)["vms"]
+    states = {vm["name"]: vm["state"] for vm in listed}
+    assert states[started.split("/")[-2]] == "paused", states
+    assert "running" not in states.values(), states
+    host.run(["pkernfs", "resume"]).check()
+    for guest, count in zip(guests, counts, strict=True):
+        assert count < guest.wait_count(count + 1) < count + 2000
+        guest.counts_on()
+        assert lines(host, f"ls {guest.directory}/s* 2>/dev/null || :") == []
+    host.run(["pkernfs", "check"]).check()
+
+
 @answers(
     phase="load",
     failure="the running kernel asks for signatures, and the next one has none",

@@ -22,31 +22,17 @@ from pkernfs.update.early import Early, now_ns, process_began_ns
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import WENT_BACK, directory, last_update
 from pkernfs.update.timeline import Timeline
+from pkernfs.update.waiting import Resumed, Standing, sort_out, what_now
 from pkernfs.vmm import process
-from pkernfs.vmm.config import Guest, Places, Saved, saved_guests
+from pkernfs.vmm.config import Guest, Places
 from pkernfs.vmm.launch import LOAD_S, START_S, Attempt, Launch, Launcher
 
 if TYPE_CHECKING:
     from pkernfs.vmm.cpr_replay import Handed
     from pkernfs.vmm.monitor import Monitor
 
-_KEPT = "its files are kept: pkernfs resume"
-
 #: How long a QEMU may take to load what a resume before this one told it to load (seconds).
 _LOADS_BY_ITSELF_S = 5.0
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """What became of a guest.
-
-    :ivar error: why it does not run; empty when it does.
-    :ivar hint: what to do about it.
-    """
-
-    name: str
-    error: str = ""
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,37 +62,12 @@ class Outcome:
         return self.store_is_clean and not any(guest.error for guest in self.guests)
 
 
-@dataclass(frozen=True)
-class _Standing:
-    """A saved guest whose QEMU is there already."""
-
-    guest: Guest
-    saved: Saved
-
-
 def _since_start_of_process() -> int:
     """How long this process has been there, nanoseconds."""
     return max(0, now_ns() - process_began_ns())
 
 
-def check_files(guest: Guest) -> Saved:
-    """Check that a guest's files are what was written at the update.
-
-    :raises PkernfsError: one is not.
-    """
-    config = guest.config()
-    saved = guest.saved()
-    if saved is None:
-        raise PkernfsError(f"guest {guest.name} does not wait to be resumed")
-    for path, size in ((guest.ram, config.ram_bytes), (guest.state, saved.state_bytes)):
-        found = path.stat().st_size if path.exists() else None
-        if found != size:
-            what = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise PkernfsError(f"guest {guest.name}: {path} {what}")
-    return saved
-
-
-async def _restore(standing: _Standing, timeline: Timeline) -> None:
+async def _restore(standing: Standing, timeline: Timeline) -> None:
     """Let a guest go on whose QEMU is there: it saved it, or a resume began to load it."""
     import asyncio
 
@@ -125,7 +86,7 @@ async def _restore(standing: _Standing, timeline: Timeline) -> None:
 
 
 async def _load(
-    session: Monitor, standing: _Standing, timeline: Timeline, handed: Handed | None = None
+    session: Monitor, standing: Standing, timeline: Timeline, handed: Handed | None = None
 ) -> None:
     from pkernfs.vmm.monitor import load
 
@@ -143,46 +104,13 @@ def _mark_running(timeline: Timeline, name: str, loaded_ns: int, running_ns: int
     timeline.mark("moment", "running", name, real_ns=running_ns)
 
 
-async def _restore_or_say(standing: _Standing, timeline: Timeline) -> Resumed:
+async def _restore_or_say(standing: Standing, timeline: Timeline) -> Resumed:
     name = standing.guest.name
     try:
         await _restore(standing, timeline)
     except PkernfsError as error:
-        return Resumed(name, error.what, error.hint or _KEPT)
+        return Resumed(name, error.what, error.hint or what_now(standing.guest))
     return Resumed(name)
-
-
-@dataclass(frozen=True)
-class _Sorted:
-    """Saved guests by what has to be done; ``passing`` have passed-through devices."""
-
-    launches: list[tuple[Launch, bool]]
-    standing: list[_Standing]
-    passing: list[_Standing]
-    failed: list[Resumed]
-
-
-def _sort_out(places: Places, timeline: Timeline, under_way: set[str]) -> _Sorted:
-    """Check every guest that waits to be resumed, but for those that are under way."""
-    done = _Sorted([], [], [], [])
-    waiting = [guest for guest in saved_guests(places) if guest.name not in under_way]
-    if under_way and not waiting:
-        return done
-    from pkernfs.vmm.protocol import launch_of
-
-    with timeline.phase("verify"):
-        for guest in waiting:
-            try:
-                saved = check_files(guest)
-                if process.running(guest) is not None:
-                    done.standing.append(_Standing(guest, saved))
-                elif guest.config().devices:
-                    done.passing.append(_Standing(guest, saved))
-                else:
-                    done.launches.append((launch_of(guest), saved.was_running))
-            except PkernfsError as error:
-                done.failed.append(Resumed(guest.name, error.what, error.hint))
-    return done
 
 
 class _Resume:
@@ -233,7 +161,7 @@ class _Resume:
             timeline.mark("end", "load state", name, real_ns=it.loaded_ns)
         if it.running_ns is not None:
             _mark_running(timeline, name, it.loaded_ns or it.running_ns, it.running_ns)
-        return Resumed(name, it.error, _KEPT if it.error else "")
+        return Resumed(name, it.error, what_now(Guest(name, self.places)) if it.error else "")
 
 
 def _mark_begin(machine: Machine, timeline: Timeline, early: Early | None, ago: int) -> None:
@@ -291,7 +219,7 @@ def resume(
             run.finish(to_the_end=False)
         under_way = {it.launch.name for it in early.launcher.attempts} if early else set()
         run.take(_left_behind(machine, places))
-        waiting = _sort_out(places, timeline, under_way)
+        waiting = sort_out(places, timeline, under_way)
         run.take(waiting.failed)
         run.start(waiting.launches)
         run.take(_pass_on(waiting.passing, timeline))
@@ -323,7 +251,7 @@ def _left_behind(machine: Machine, places: Places) -> list[Resumed]:
     ]
 
 
-def _pass_on(passing: list[_Standing], timeline: Timeline) -> list[Resumed]:
+def _pass_on(passing: list[Standing], timeline: Timeline) -> list[Resumed]:
     """Start guests with passed-through devices; when that fails their files stay."""
     if not passing:
         return []
@@ -335,7 +263,7 @@ def _pass_on(passing: list[_Standing], timeline: Timeline) -> list[Resumed]:
     return asyncio.run(run())
 
 
-async def _pass_or_say(passing: _Standing, timeline: Timeline) -> Resumed:
+async def _pass_or_say(passing: Standing, timeline: Timeline) -> Resumed:
     import asyncio
 
     guest, child = passing.guest, None
@@ -344,13 +272,13 @@ async def _pass_or_say(passing: _Standing, timeline: Timeline) -> Resumed:
         child = process.spawn(guest, guest.config(), incoming=True)
         await _pass(passing, timeline)
     except PkernfsError as error:
-        if child is not None:
+        if child is not None and not guest.started_file.exists():
             await asyncio.to_thread(process.kill, child)
-        return Resumed(guest.name, error.what, error.hint or _KEPT)
+        return Resumed(guest.name, error.what, error.hint or what_now(guest))
     return Resumed(guest.name)
 
 
-async def _pass(passing: _Standing, timeline: Timeline) -> None:
+async def _pass(passing: Standing, timeline: Timeline) -> None:
     from pkernfs.vmm.cpr_replay import handed_in
     from pkernfs.vmm.monitor import monitor, prepared
 
@@ -364,7 +292,7 @@ async def _pass(passing: _Standing, timeline: Timeline) -> None:
         await _load(session, passing, timeline, handed)
 
 
-def _let_go_on(standing: list[_Standing], timeline: Timeline) -> list[Resumed]:
+def _let_go_on(standing: list[Standing], timeline: Timeline) -> list[Resumed]:
     if not standing:
         return []
     import asyncio

@@ -189,7 +189,8 @@ def start_arguments(
     :param monitor_fd: a listening socket that QEMU inherits: it can be connected to
         before QEMU is ready, so nobody has to poll for it.
     :param devices_fd: one on which it waits for passed-through devices before all else.
-    :param incoming: wait for a saved state instead of starting the firmware.
+    :param incoming: wait for a saved state instead of starting the firmware, and stand still
+        once it is loaded: what runs must not be loaded again, and that is noted before.
     """
     return [
         config.qemu,
@@ -197,7 +198,7 @@ def start_arguments(
         "-chardev",
         f"socket,id={_MONITOR}-socket,fd={monitor_fd},server=on,wait=off",
         *_monitor_option(config.qemu_version),
-        *(("-incoming", "defer") if incoming else ()),
+        *(("-incoming", "defer", "-S") if incoming else ()),
         *(("-incoming", _devices_channel(devices_fd)) if devices_fd is not None else ()),
     ]
 

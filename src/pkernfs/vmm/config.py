@@ -7,12 +7,14 @@
     STORE/vms/NAME/ram           the guest's memory, mapped by QEMU
     STORE/vms/NAME/state         its devices, written by QEMU for an update
     STORE/vms/NAME/saved.json    "state" is complete: the guest waits to be resumed
+    STORE/vms/NAME/started.json  the same file, once the guest was let run: "state" is out of date
     STORE/vms/NAME/cpr.*         what else is saved of one with passed-through devices
     RUN/NAME/                    socket, process and log of the running QEMU
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -212,6 +214,11 @@ class Guest:
         return self.directory / "saved.json"
 
     @property
+    def started_file(self) -> Path:
+        """What :attr:`saved_file` becomes; see :meth:`begins_to_run`."""
+        return self.directory / "started.json"
+
+    @property
     def cpr_file(self) -> Path:
         """See :class:`pkernfs.vmm.cpr_saved.Record`; only with passed-through devices."""
         return self.directory / "cpr.json"
@@ -262,21 +269,47 @@ class Guest:
 
         :raises PkernfsError: the file can't be used.
         """
-        if not self.saved_file.exists():
-            return None
-        value = read_json(self.saved_file, SAVED_SCHEMA)
-        return Saved(**_members(Saved, value, self.saved_file))
+        return _read_saved(self.saved_file)
+
+    def started(self) -> Saved | None:
+        """What the guest was let run from; None when it runs for good, or waits to be resumed.
+
+        :raises PkernfsError: the file can't be used.
+        """
+        return _read_saved(self.started_file)
 
     def write_saved(self, saved: Saved) -> None:
         """Declare the file ``state`` complete."""
         write_json(self.saved_file, {"schema": SAVED_SCHEMA, **dataclasses.asdict(saved)})
 
+    def begins_to_run(self) -> None:
+        """Keep what an update saved from being loaded again: its processors are let run next.
+
+        From their first instruction on the memory is newer than the saved state, which loaded
+        over it would be a guest that never was. So this is the last step before that one; who
+        finds the guest's QEMU standing still after it, lets it run.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.saved_file.replace(self.started_file)
+
+    def waits_again(self) -> None:
+        """Take :meth:`begins_to_run` back: its processors certainly did not run."""
+        with contextlib.suppress(FileNotFoundError):
+            self.started_file.replace(self.saved_file)
+
     def forget_saved(self) -> None:
         """Remove what an update saved: the guest runs again."""
         self.saved_file.unlink(missing_ok=True)
+        self.started_file.unlink(missing_ok=True)
         sync_directory(self.directory)
         for path in (self.state, self.cpr_file, self.cpr_memory):
             path.unlink(missing_ok=True)
+
+
+def _read_saved(file: Path) -> Saved | None:
+    if not file.exists():
+        return None
+    return Saved(**_members(Saved, read_json(file, SAVED_SCHEMA), file))
 
 
 def _guests_with(places: Places, file: str) -> Iterator[Guest]:
@@ -293,3 +326,8 @@ def all_guests(places: Places) -> Iterator[Guest]:
 def saved_guests(places: Places) -> Iterator[Guest]:
     """Every guest that an update saved and that waits to be resumed, by name."""
     return _guests_with(places, "saved.json")
+
+
+def started_guests(places: Places) -> Iterator[Guest]:
+    """Every guest that was let run and of which nobody has noted that it does, by name."""
+    return _guests_with(places, "started.json")

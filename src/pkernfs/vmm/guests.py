@@ -230,6 +230,7 @@ def start(
     passthrough.check_free(places, guest, config.devices)
     with passthrough.given(config.devices), _new_directory(guest):
         allocate_ram(guest.ram, config.ram_bytes)
+        guest.forget_saved()
         # Before QEMU runs: a guest that runs and that no update knows of would be lost.
         guest.write_config(config)
         sync_directory(guest.directory.parent)
@@ -362,6 +363,7 @@ def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float
         sync_directory(directory.parent)
     else:
         guest.ram.unlink(missing_ok=True)
+        guest.forget_saved()
     shutil.rmtree(guest.runtime, ignore_errors=True)
 
 

@@ -208,6 +208,7 @@ class Attempt:
     :ivar pid: QEMU's process id; 0 when it could not be started.
     :ivar received: everything that QEMU said.
     :ivar greeted: has QEMU said anything?
+    :ivar told: was it told to let the guest run? It may run then, whatever else is known.
     :ivar done: does the guest run, or stand still as it did before?
     :ivar error: why it never will; "" if it does, or if that is not known yet.
     """
@@ -224,6 +225,7 @@ class Attempt:
         self.error = ""
         self._since = 0.0
         self._read = 0
+        self.told = False
         self._loaded = self._runs = False
 
     def start(self) -> None:
@@ -286,21 +288,31 @@ class Attempt:
         for line in self.received[self._read : end].splitlines():
             self._look_at(line.replace(b" ", b""))
         self._read = max(self._read, end)
-        if not self.error and self._loaded and (self._runs or not self.run):
-            self.done = True
-            self._forget_saved()
+        if self._loaded and self.run and not self.told and not self.error:
+            self._let_run()
+        self.done = not self.error and self._loaded and (self._runs or not self.run)
 
-    def _forget_saved(self) -> None:
-        """At once: from now on the saved state is older than the guest's memory."""
+    def _let_run(self) -> None:
+        """Let the processors run; see :meth:`pkernfs.vmm.config.Guest.begins_to_run`."""
+        assert self.connection is not None
         try:
-            os.unlink(f"{self.launch.files}/saved.json")
-        except OSError:  # whoever comes later tries again, and says so
-            pass
+            self._rename("saved.json", "started.json")
+            self.told = True
+            self.connection.sendall(b'{"execute": "cont"}\n')
+        except OSError as error:
+            self.error = f"can't let it run: {error.strerror}"
+
+    def _rename(self, old: str, new: str) -> None:
+        if os.path.lexists(f"{self.launch.files}/{old}"):
+            os.rename(f"{self.launch.files}/{old}", f"{self.launch.files}/{new}")
 
     def _look_at(self, line: bytes) -> None:
         # Quotes inside of a JSON string are escaped, so none of this can be part of one.
         if line.startswith(b'{"error":'):
             self.error = "QEMU refuses"
+            if self.told:  # and so the guest does not run (qmp_cont() in monitor/qmp-cmds.c)
+                self.told = False
+                self._rename("started.json", "saved.json")
         elif b'"event":"RESUME"' in line:
             self._runs = True
         elif b'"event":"MIGRATION"' in line:
@@ -314,6 +326,8 @@ class Attempt:
         limit = LOAD_S if self.greeted else START_S
         if not self.over and self.age() > limit:
             what = "load its state" if self.greeted else "start"
+            if self.told:
+                what = "let the guest run"
             self.error = f"QEMU did not {what} within {limit:g} s"
 
 

@@ -287,7 +287,24 @@ async def load(
         "migrate-incoming", {"uri": f"file:{state}", "exit-on-error": False}, timeout
     )
     done = await _loaded(session, timeout)
-    return done, await session.wait_for(timeout, "RESUME") if run else None
+    return done, await _let_run(session, timeout) if run else None
+
+
+async def _let_run(session: Monitor, timeout: float) -> Moment:
+    """Let the processors run: QEMU was told at its start that they must not run by themselves."""
+    await _cont(session)
+    return await session.wait_for(timeout, "RESUME")
+
+
+async def _cont(session: Monitor) -> None:
+    session.guest.begins_to_run()
+    try:
+        await session.execute("cont")
+    except PkernfsError as error:
+        # It refuses before anything runs: qmp_cont() in monitor/qmp-cmds.c.
+        if isinstance(error.__cause__, ExecuteError):
+            session.guest.waits_again()
+        raise
 
 
 async def _load_with_devices(
@@ -314,9 +331,7 @@ async def _load_with_devices(
     handed.settle()
     if not run:
         return done, None
-    # It was stopped when it was saved: QEMU does not let it run by itself.
-    await session.execute("cont")
-    resumed = await session.wait_for(timeout, "RESUME")
+    resumed = await _let_run(session, timeout)
     handed.raise_interrupts()
     return done, resumed
 
@@ -343,4 +358,4 @@ async def go_on(session: Monitor, *, run: bool) -> None:
         await asyncio.sleep(0.02)
     session.undo.close()
     if run and not await session.is_running():
-        await session.execute("cont")
+        await _cont(session)

@@ -58,12 +58,12 @@ def _stamp(received: bytes, name: str, status: str | None = None) -> int | None:
 def finish(attempt: Attempt, guest: Guest) -> Restored:
     """Read what QEMU said, and hang up.
 
-    A QEMU that loaded its state is told to forget how; one that did not is ended. The guest's
-    files stay as they are.
+    A QEMU that loaded its state is told to forget how; one that did not is ended, but not when
+    it was told to let the guest run: it may do so yet. The guest's files stay as they are.
     """
     error = f"guest {guest.name}: {_reason(attempt, guest)}" if attempt.error else ""
     if error:
-        if attempt.pid:
+        if attempt.pid and not attempt.told:
             kill(Process(attempt.pid, attempt.began))
     else:
         _ask(attempt, *protocol.settings(update=False))

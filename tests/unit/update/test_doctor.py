@@ -16,6 +16,7 @@ from pkernfs.update import checked, doctor, handover, journal
 from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
 from pkernfs.update.lock import update_lock
+from pkernfs.update.waiting import Resumed
 from pkernfs.vmm.config import Guest
 from tests.answers import answers
 from tests.unit.update.fakes import FakeKexec, all_run_on, jumper, kexec_to, qmp
@@ -257,7 +258,7 @@ def test_broken_records_of_an_update_keep_no_guest_from_coming_back(
     path = next(host.places.updates.glob(f"*/{name}"))
     path.write_bytes(b"\xff{")
     outcome = resuming.resume(host.machine, host.places)
-    assert outcome.guests == [resuming.Resumed("a")]
+    assert outcome.guests == [Resumed("a")]
     assert host.states() == {"a": "running"}
 
 

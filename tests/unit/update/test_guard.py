@@ -210,6 +210,30 @@ def test_nobody_waits_for_the_guard(
     all_run_on(host, jumper, "a")
 
 
+def test_killed_when_a_guest_is_about_to_run_on_it_does(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was saved is not good any more then, but QEMU is there."""
+    host.start("a")
+    begins = Guest.begins_to_run
+    updater: list[int] = []
+
+    def deadly(guest: Guest) -> None:
+        begins(guest)
+        if os.getpid() in updater:
+            die()
+
+    def update() -> None:
+        updater.append(os.getpid())
+        run_update(host)
+
+    monkeypatch.setattr(Guest, "begins_to_run", deadly)
+    killed(in_child(update))
+    until_free(host)
+    all_run_on(host, jumper, "a")
+    assert not Guest("a", host.places).started_file.exists()
+
+
 @answers(
     phase="load",
     failure="the guard is killed",

@@ -18,6 +18,7 @@ from pkernfs.update import handover, journal, lock, plan, recover, report
 from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
 from pkernfs.update.timeline import Timeline
+from pkernfs.update.waiting import Resumed
 from tests.answers import answers
 from tests.unit.update.fakes import FakeKexec, all_run_on, guard_of, run_update
 from tests.unit.update.processes import die, in_child, killed, until_free
@@ -162,8 +163,8 @@ def test_without_its_guard_it_is_undone_by_hand(
         assert recover.recover(host.machine, host.places) is None
     else:
         assert resuming.resume(host.machine, host.places).guests == [
-            resuming.Resumed("a"),
-            resuming.Resumed("b"),
+            Resumed("a"),
+            Resumed("b"),
         ]
     all_run_on(host, jumper, "a", "b")
 

@@ -12,8 +12,9 @@ from pkernfs.errors import PkernfsError
 from pkernfs.update import early, report
 from pkernfs.update import resume as resuming
 from pkernfs.update.lock import update_lock
-from pkernfs.vmm import launch, process
-from pkernfs.vmm.config import Guest
+from pkernfs.update.waiting import KEPT, Resumed
+from pkernfs.vmm import guests, launch, process
+from pkernfs.vmm.config import Guest, started_guests
 from tests.answers import answers
 from tests.unit.update.fakes import (
     FakeKexec,
@@ -22,6 +23,7 @@ from tests.unit.update.fakes import (
     qmp,
     run_update,
 )
+from tests.unit.update.processes import die, in_child, killed, until_free
 from tests.unit.vmm.fakes import FakeHost
 
 
@@ -36,13 +38,13 @@ def test_a_state_that_does_not_load_keeps_its_files_and_can_be_tried_again(
     bad.state.write_text("y" * len(content))
     (failed, fine) = resuming.resume(host.machine, host.places).guests
     assert "fake state does not fit" in failed.error
-    assert fine == resuming.Resumed("b")
+    assert fine == Resumed("b")
     assert host.states() == {"a": "saved", "b": "running"}
     value = report.build(host.places, host.machine.update_marker or "")
     assert value["outcome"] == "partial"
     assert [vm["survived"] for vm in value["vms"]] == [False, True]
     bad.state.write_text(content)
-    assert resuming.resume(host.machine, host.places).guests == [resuming.Resumed("a")]
+    assert resuming.resume(host.machine, host.places).guests == [Resumed("a")]
     assert host.states() == {"a": "running", "b": "running"}
     assert report.build(host.places, host.machine.update_marker or "")["outcome"] == "completed"
 
@@ -86,7 +88,7 @@ def test_guests_are_started_before_the_rest_of_the_program(
     # A state that is older than the guest's memory can't be taken for a saved one.
     assert Guest("a", host.places).saved() is None
     outcome = resuming.resume(host.machine, host.places, early=begun)
-    assert outcome.guests == [resuming.Resumed("a"), resuming.Resumed("b")]
+    assert outcome.guests == [Resumed("a"), Resumed("b")]
     assert host.states() == {"a": "running", "b": "paused"}
     assert not Guest("a", host.places).state.exists()
     as_before(Guest("a", host.places))
@@ -159,6 +161,115 @@ def test_a_guest_that_does_not_start_holds_nobody_back(
     assert "did not start within 6 s" in bad.error
     assert not good.error
     assert host.states() == {"a": "saved", "b": "running"}
+
+
+def _killed_before_it_runs(host: FakeHost) -> None:
+    """A resume that ends between the last step and the guest's first instruction."""
+
+    def die_before(_: launch.Attempt) -> None:
+        Guest("a", host.places).begins_to_run()
+        die()
+
+    def resume() -> None:
+        launch.Attempt._let_run = die_before  # type: ignore[method-assign, assignment]
+        resuming.resume(host.machine, host.places)
+
+    killed(in_child(resume))
+    until_free(host)
+
+
+@answers(
+    phase="resume",
+    failure="killed just before a guest runs",
+    outcome="resume again lets it run; what was saved is not loaded a second time",
+)
+def test_a_guest_that_was_about_to_run_is_let_run(host: FakeHost, jumper: FakeKexec) -> None:
+    guest = host.start("a")
+    kexec_to(host, jumper)
+    _killed_before_it_runs(host)
+    child = process.running(guest)
+    assert child is not None
+    assert guest.saved() is None
+    assert host.states() == {"a": "paused"}
+    assert resuming.resume(host.machine, host.places).guests == [Resumed("a")]
+    assert host.states() == {"a": "running"}
+    assert process.running(guest) == child
+    assert list(started_guests(host.places)) == []
+    as_before(guest)
+
+
+@answers(
+    phase="resume",
+    failure="the kernel or QEMU ends when a guest may have run already",
+    outcome="what was saved is older than its memory, and not loaded; vm start boots it anew",
+)
+def test_a_guest_that_may_have_run_is_not_loaded_again(host: FakeHost, jumper: FakeKexec) -> None:
+    guest = host.start("a")
+    kexec_to(host, jumper)
+    _killed_before_it_runs(host)
+    host.kill_all()
+    for _ in range(2):
+        (failed,) = resuming.resume(host.machine, host.places).guests
+        assert "what was saved is too old" in failed.error
+        assert failed.hint.endswith("pkernfs vm start a")
+    assert _begin(host) is None
+    assert process.running(guest) is None
+    assert host.states() == {"a": "off"}
+    guests.start(host.places, "a", None, ())
+    assert not guest.state.exists()
+    assert resuming.resume(host.machine, host.places).guests == []
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_guest_that_qemu_does_not_let_run_can_be_tried_again(
+    host: FakeHost, jumper: FakeKexec, begun: bool
+) -> None:
+    """It certainly did not run, so what was saved is good."""
+    guest = host.start("a")
+    kexec_to(host, jumper)
+    host.misbehave("stays")
+    early_one = _begin(host) if begun else None
+    (failed,) = resuming.resume(host.machine, host.places, early=early_one).guests
+    assert "QEMU refuses: fake disk is locked" in failed.error
+    assert failed.hint == KEPT
+    assert process.running(guest) is None
+    assert guest.saved() is not None
+    host.misbehave("")
+    assert resuming.resume(host.machine, host.places).good
+    assert host.states() == {"a": "running"}
+
+
+def test_a_qemu_that_may_let_its_guest_run_yet_is_not_ended(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = host.start("a")
+    kexec_to(host, jumper)
+    host.misbehave("silent")
+    monkeypatch.setattr(launch, "LOAD_S", 1.0)
+    (failed,) = resuming.resume(host.machine, host.places).guests
+    assert "did not let the guest run within 1 s" in failed.error
+    child = process.running(guest)
+    assert child is not None
+    host.misbehave("")
+    assert resuming.resume(host.machine, host.places).guests == [Resumed("a")]
+    assert process.running(guest) == child
+    assert host.states() == {"a": "running"}
+
+
+def test_a_qemu_that_waits_for_its_state_is_told_to_run_as_well(
+    host: FakeHost, jumper: FakeKexec
+) -> None:
+    """A resume that was killed before it told QEMU to load: the next one goes on with it."""
+    guest = host.start("a")
+    kexec_to(host, jumper)
+    process.spawn(guest, guest.config(), incoming=True)
+    host.misbehave("stays")
+    (failed,) = resuming.resume(host.machine, host.places).guests
+    assert "fake disk is locked" in failed.error
+    assert guest.saved() is not None
+    host.misbehave("")
+    assert resuming.resume(host.machine, host.places).guests == [Resumed("a")]
+    assert host.states() == {"a": "running"}
 
 
 def test_a_second_resume_keeps_off(host: FakeHost, jumper: FakeKexec) -> None:

@@ -12,6 +12,7 @@ from pkernfs.host.bootline import BootLine
 from pkernfs.host.ranges import Range
 from pkernfs.update import checked, early, handover, plan, report, timeline
 from pkernfs.update import resume as resuming
+from pkernfs.update.waiting import Resumed
 from pkernfs.vmm import guests, launch
 from pkernfs.vmm.config import Guest, Places
 from tests.answers import answers
@@ -36,7 +37,7 @@ def test_guests_of_every_store_go_through_an_update(host: FakeHost, jumper: Fake
     line = plan.read(host.places, host.machine.update_marker or "").boot_line
     assert BootLine.parse(line).regions() == host.machine.regions()
     outcome = resuming.resume(host.machine, host.places)
-    assert outcome.guests == [resuming.Resumed("a"), resuming.Resumed("b")]
+    assert outcome.guests == [Resumed("a"), Resumed("b")]
     assert host.states() == {"a": "running", "b": "running"}
     assert not (second / "vms/b/state").exists()
     guests.stop(host.places, "b", force=True, delete=True)
@@ -49,8 +50,8 @@ def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     kexec_to(host, jumper)
     assert host.states() == {"a": "saved", "b": "saved"}
     assert resuming.resume(host.machine, host.places).guests == [
-        resuming.Resumed("a"),
-        resuming.Resumed("b"),
+        Resumed("a"),
+        Resumed("b"),
     ]
     assert host.states() == {"a": "running", "b": "running"}
     assert not Guest("a", host.places).state.exists()
@@ -98,7 +99,7 @@ def test_a_damaged_store_is_told_after_the_guests_run(
 
     monkeypatch.setattr(checked, "check_store", check)
     outcome = resuming.resume(host.machine, host.places)
-    assert outcome.guests == [resuming.Resumed("a")]
+    assert outcome.guests == [Resumed("a")]
     assert not outcome.good
     value = report.build(host.places, host.machine.update_marker or "")
     assert value["store"] == outcome.store

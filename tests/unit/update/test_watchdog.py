@@ -16,6 +16,7 @@ from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.host.bootline import BootLine
 from pkernfs.update import handover, plan, report, reported, watchdog
 from pkernfs.update import resume as resuming
+from pkernfs.update.waiting import Resumed
 from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest
 from tests.answers import answers
@@ -91,7 +92,7 @@ def test_without_a_report_it_goes_back(host: FakeHost, back: FakeKexec, jumper: 
     assert BootLine.parse(line).values("pkernfs_went_back") == ["7.3.4"]
     # The files are as they were: the kernel before resumes the guest.
     host.boot("6.12.1", "boot-three", line)
-    assert resuming.resume(host.machine, host.places).guests == [resuming.Resumed("a")]
+    assert resuming.resume(host.machine, host.places).guests == [Resumed("a")]
     value = report.build(host.places, host.machine.update_marker or "")
     assert value["outcome"] == "went back"
     assert value["text"] == ("the watchdog left 7.3.4: pkernfs resume did not report within 300 s")

@@ -126,6 +126,8 @@ class FakeQemu:
             self.event("MIGRATION", status="failed")
             return
         self.status = text.removeprefix(STATE).split()[0]
+        if self.status == "running" and "-S" in sys.argv:
+            self.status = "paused"
         if self.status == "running":
             self.event("RESUME")
         self.event("MIGRATION", status="completed")
@@ -135,6 +137,12 @@ class FakeQemu:
         self.send({"QMP": {"version": version, "capabilities": []}})
         for request in self.requests():
             command, arguments = request["execute"], request.get("arguments", {})
+            if command == "cont" and behaviour() == "stays":
+                error = {"class": "GenericError", "desc": "fake disk is locked"}
+                self.send({"error": error, "id": request.get("id")})
+                continue
+            if command == "cont" and behaviour() == "silent":
+                continue
             self.send({"return": self.answer(command), "id": request.get("id")})
             self.configure(command, arguments)
             if command in ("migrate", "migrate-incoming"):

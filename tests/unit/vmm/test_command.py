@@ -21,7 +21,7 @@ from tests.answers import answers
         ["-object", '{"qom-type":"memory-backend-memfd","id":"a"}'],
         ["-machine", "q35,memory-backend=a"],
         ["-M", "q35,memory-backend=a"],
-        ["-incoming", "defer"],
+        ["-incoming", "defer", "-S"],
         ["-daemonize"],
         ["-snapshot"],
         ["-S"],
@@ -94,7 +94,7 @@ def test_the_monitor_s_option_is_the_one_this_qemu_wants(version: str, word: str
     assert line[:2] == ["/q", "-x"]
     assert "fd=7" in line[3]
     assert line[4] == word
-    assert line[-2:] == ["-incoming", "defer"]
+    assert line[-3:] == ["-incoming", "defer", "-S"]
     assert "-incoming" not in command.start_arguments(config, 7, incoming=False)
 
 

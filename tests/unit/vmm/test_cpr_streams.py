@@ -193,7 +193,7 @@ def test_the_command_of_a_guest_with_a_device(guest: Guest) -> None:
         "channel-type": "cpr",
         "addr": {"transport": "socket", "type": "fd", "str": "4"},
     }
-    assert start[-4:-1] == ["-incoming", "defer", "-incoming"]
+    assert start[-5:-1] == ["-incoming", "defer", "-S", "-incoming"]
     assert json.loads(start[-1]) == channel
 
 
