@@ -95,8 +95,9 @@ class Console:
             index += len(fresh)
             alive()
             if (closed and not fresh) or time.monotonic() > deadline:
+                sought = "such line" if callable(wanted) else f"line like {wanted!r}"
                 raise PkernfsError(
-                    f"{self._log.name}: nothing like {wanted!r} within {timeout:.0f} s",
+                    f"{self._log.name}: no {sought} within {timeout:.0f} s",
                     f"the log is {self._log}",
                 )
 

@@ -149,6 +149,7 @@ class Witness:
             return self.console.wait_for(test, timeout, start=start)
         except PkernfsError as error:
             tail = "\n".join(line.text for line in self.console.lines[-12:])
+            said = f"its last lines:\n{tail}" if tail else "it has not said a word"
             raise PkernfsError(
-                f"the guest does not answer ({error.what}); its last lines:\n{tail}", error.hint
+                f"the guest does not answer ({error.what}); {said}", error.hint
             ) from error

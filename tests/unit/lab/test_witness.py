@@ -104,10 +104,13 @@ def guest(tmp_path: Path) -> Iterator[tuple[Witness, socket.socket]]:
 
 def test_question_and_answer(guest: tuple[Witness, socket.socket]) -> None:
     witness, other = guest
+    says = r"does not answer \(serial.log: no such line within 0 s\); it has not said a word"
+    with pytest.raises(PkernfsError, match=says):
+        witness.wait_ready(timeout=0.1)
     other.sendall(b'{"reply":"1","digest":"d","count":5,"bytes":4096}\r\n')
     # An answer to nothing that was asked: it came before the question.
     witness.console.wait_for("reply", 5)
-    with pytest.raises(PkernfsError, match="does not answer"):
+    with pytest.raises(PkernfsError, match=r'its last lines:\n\{"reply":"1"'):
         witness.ask("digest", timeout=0.1)
     assert other.recv(100) == b"digest 1 \n"
 
