@@ -302,6 +302,14 @@ class Attempt:
         except OSError as error:
             self.error = f"can't let it run: {error.strerror}"
 
+    def _take_back(self) -> None:
+        """The guest does not run: QEMU refuses before that (qmp_cont() in monitor/qmp-cmds.c)."""
+        self.told = False
+        try:
+            self._rename("started.json", "saved.json")
+        except OSError as error:
+            self.error = f"QEMU refuses, and its files can't be renamed: {error.strerror}"
+
     def _rename(self, old: str, new: str) -> None:
         if os.path.lexists(f"{self.launch.files}/{old}"):
             os.rename(f"{self.launch.files}/{old}", f"{self.launch.files}/{new}")
@@ -310,9 +318,8 @@ class Attempt:
         # Quotes inside of a JSON string are escaped, so none of this can be part of one.
         if line.startswith(b'{"error":'):
             self.error = "QEMU refuses"
-            if self.told:  # and so the guest does not run (qmp_cont() in monitor/qmp-cmds.c)
-                self.told = False
-                self._rename("started.json", "saved.json")
+            if self.told:
+                self._take_back()
         elif b'"event":"RESUME"' in line:
             self._runs = True
         elif b'"event":"MIGRATION"' in line:
