@@ -156,7 +156,7 @@ class Page:
         slopes = self._figures.slopes()
         if slopes:
             lines += ["What each GiB of guest memory adds, in bare kexecs:", ""]
-            lines += _table(["", "per GiB"], [[p, f"{v:.4f}"] for p, v in slopes.items()])
+            lines += _table(["", "per GiB"], [[p, f"{v:z.4f}"] for p, v in slopes.items()])
         lines += self._ratio_picture()
         smallest = min((case for _, case in self._figures.update_cells()), key=parse_size)
         ranked = [
