@@ -13,6 +13,7 @@ import pytest
 from pkernfs.errors import PkernfsError
 from pkernfs.host import freeze, mounts
 from pkernfs.host.machine import Machine
+from tests.answers import answers
 
 _NAMES = {freeze._FIFREEZE: "freeze", freeze._FITHAW: "thaw"}
 
@@ -181,6 +182,11 @@ def test_what_can_not_be_frozen_is_synced_and_somebody_elses_is_left(disks: Disk
     assert disks.done == ["sync fat"]
 
 
+@answers(
+    phase="hand over",
+    failure="a filesystem does not come to rest",
+    outcome="given up after 30 s; those frozen are thawed, all guests run on",
+)
 def test_a_freeze_that_hangs_ends_the_update_and_is_thawed_later(disks: Disks) -> None:
     disks.nested()
     disks.hang["freeze", "outer"] = 2.0
@@ -207,6 +213,11 @@ def test_a_freeze_that_was_slow_is_undone_at_once(disks: Disks) -> None:
     assert disks.done[2:] == ["freeze outer", "thaw outer"]
 
 
+@answers(
+    phase="hand over",
+    failure="a filesystem does not thaw after that",
+    outcome="guests wait 2 s for it, then run on; said; tried again by the guard, then --recover",
+)
 def test_a_thaw_that_hangs_is_said(disks: Disks) -> None:
     disks.nested()
     disks.hang["thaw", "outer"] = 3.0
