@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.host import kernels, kexec
+from pkernfs.host import freeze, kernels, kexec
 from pkernfs.host.bootline import MARKER, BootLine, next_boot_line, word_name
 from pkernfs.host.devices import Control, next_kernel_line
 from pkernfs.host.kernels import Kernel
@@ -261,7 +261,7 @@ def go_back(machine: Machine, places: Places, order: Order, reason: str) -> None
                 stack.callback(control.disarm)
         stack.enter_context(kexec.loaded(kernel, str(line)))
         _mark(machine, places, order, reason)
-        stack.enter_context(kexec.frozen_filesystems(machine))
+        stack.enter_context(freeze.frozen_filesystems(machine))
         kexec.jump()
 
 
