@@ -38,7 +38,7 @@ Note = Callable[[str, str], None]
 class Request:
     """What the user asked for.
 
-    :ivar image: the next kernel; None for the newest installed one but the running.
+    :ivar image: the next kernel, or its release; None for the newest installed one.
     :ivar initrd: its initrd; None for the one that belongs to it.
     :ivar append: more words for its boot line.
     :ivar order: names of guests that come before all others, in order.
