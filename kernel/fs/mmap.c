@@ -162,7 +162,28 @@ static vm_fault_t pkernfs_fault(struct vm_fault *vmf)
 	return pkernfs_huge_fault(vmf, 0);
 }
 
+/*
+ * A VMA that is new, but not by mmap(). If it is to become the new place of one that
+ * mremap() moves, nothing of the file's part may be mapped when that goes on to move
+ * page tables: it takes an entry of 1 GiB for a bad one, and clears it without a flush
+ * of the TLB (mm/mremap.c, get_old_pud()). Then the old address would reach the blocks
+ * also when they are somebody else's. Nobody can fault them in again meanwhile: the old
+ * VMA is locked, and faults elsewhere do no harm.
+ *
+ * mremap() has cleared the new place before. A VMA that is split has its other half
+ * there, and one of a fork belongs to another mm; neither has anything moved.
+ */
+static void pkernfs_vma_open(struct vm_area_struct *vma)
+{
+	if (vma->vm_mm != current->mm ||
+	    find_vma_intersection(vma->vm_mm, vma->vm_start, vma->vm_end))
+		return;
+	unmap_mapping_range(vma->vm_file->f_mapping, (loff_t)vma->vm_pgoff << PAGE_SHIFT,
+			    vma->vm_end - vma->vm_start, 1);
+}
+
 static const struct vm_operations_struct pkernfs_vm_ops = {
+	.open		= pkernfs_vma_open,
 	.fault		= pkernfs_fault,
 	.huge_fault	= pkernfs_huge_fault,
 	.access		= generic_access_phys,	/* lets a debugger look */
