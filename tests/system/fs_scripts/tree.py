@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import socket
 import stat
@@ -17,6 +18,7 @@ from .common import (
     call,
     check,
     equal,
+    fork,
     free_blocks,
     in_child,
     libc,
@@ -288,3 +290,25 @@ def removed_directory_takes_no_more(place: Path) -> None:
         with os.scandir(fd) as entries:
             equal(list(entries), [])
         equal(os.fstat(fd).st_nlink, 0)
+
+
+@check
+def attributes_stay_beside_faults(place: Path) -> None:
+    """A fault that fills a hole takes the inode over from the store."""
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, 512 * MIB)
+
+        with mmap.mmap(fd, 512 * MIB) as memory:
+
+            def touch() -> None:
+                for at in range(0, 512 * MIB, BLOCK):
+                    memory[at] = 1
+
+            wait = fork(touch)
+            for turn in range(2000):
+                mode = 0o600 + turn % 64
+                os.fchmod(fd, mode)
+                os.utime(fd, ns=(turn, turn + 1))
+                equal(os.fstat(fd).st_mode & 0o777, mode, f"mode, turn {turn}")
+                equal(os.fstat(fd).st_atime_ns, turn, f"atime, turn {turn}")
+            equal(wait(), 0)
