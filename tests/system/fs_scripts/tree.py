@@ -15,6 +15,7 @@ from pathlib import Path
 from .common import (
     BLOCK,
     MIB,
+    MOUNT,
     call,
     check,
     equal,
@@ -290,6 +291,23 @@ def removed_directory_takes_no_more(place: Path) -> None:
         with os.scandir(fd) as entries:
             equal(list(entries), [])
         equal(os.fstat(fd).st_nlink, 0)
+
+
+@check
+def the_kernels_name_is_not_for_others(place: Path) -> None:
+    """What is in a directory of that name could not be opened any more."""
+    (place / "d").mkdir()
+    (place / "d/f").write_text("x")
+    name = MOUNT / "iommu"
+    refused(errno.EPERM, lambda: _rename(place / "d", name))
+    refused(errno.EPERM, lambda: _rename(place / "d/f", name))
+    equal((place / "d/f").read_text(), "x")
+    refused(errno.EPERM, name.mkdir)
+    refused(errno.EPERM, name.touch)
+    refused(errno.EPERM, lambda: name.symlink_to("d"))
+    equal("iommu" in listed(MOUNT), False)
+    _rename(place / "d", place / "iommu")
+    equal((place / "iommu/f").read_text(), "x", "further down it is a name like others")
 
 
 @check
