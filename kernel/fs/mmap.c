@@ -93,7 +93,25 @@ static vm_fault_t fill_hole(const struct piece *piece, u64 *phys)
 	return err ? VM_FAULT_SIGBUS : 0;
 }
 
-/* invalidate_lock is held shared: the file keeps its size and its blocks. */
+/*
+ * Past the end of a file its last page is zero, whatever a mapping has left there, or
+ * a crash between a truncate and its zeroing. A write that makes the file longer has to
+ * wait for the store before it may copy, so it can't be its data that goes.
+ */
+static vm_fault_t zero_tail(const struct piece *piece)
+{
+	struct pkernfs_region *region = pkernfs_region(piece->inode);
+	int err;
+
+	if (sb_rdonly(piece->inode->i_sb))
+		return 0;
+	pkernfs_lock(region);
+	err = pkernfs_node_zero_tail(region->store, pkernfs_node(piece->inode));
+	pkernfs_unlock(region);
+	return err ? VM_FAULT_OOM : 0;
+}
+
+/* invalidate_lock is held shared: the file does not shrink and keeps its blocks. */
 static vm_fault_t fault_locked(const struct piece *piece)
 {
 	struct pkernfs_region *region = pkernfs_region(piece->inode);
@@ -113,6 +131,11 @@ static vm_fault_t fault_locked(const struct piece *piece)
 	up_read(&region->lock);
 	if (!found) {
 		ret = fill_hole(piece, &phys);
+		if (ret)
+			return ret;
+	}
+	if (piece->pos + piece->bytes > size) {
+		ret = zero_tail(piece);
 		if (ret)
 			return ret;
 	}

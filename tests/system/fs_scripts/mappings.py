@@ -360,3 +360,39 @@ def moving_1_gib_leaves_nothing_behind(place: Path) -> None:
 @check
 def moving_a_part_of_1_gib_leaves_nothing_behind(place: Path) -> None:
     _moves_away(place, 512 * MIB, 256 * MIB)
+
+
+@check
+def the_last_page_ends_in_zeros(place: Path) -> None:
+    """Whoever maps it anew finds zeros past the end, whatever was written there before."""
+
+    def tail(fd: int, size: int) -> None:
+        start = size // PAGE * PAGE
+        with _mapped(fd, size - start, start) as memory:
+            got = ctypes.string_at(_address(memory) + size - start, PAGE - size % PAGE)
+        equal(got, bytes(len(got)), f"past {size}")
+
+    def scribble(fd: int, size: int) -> None:
+        start = size // PAGE * PAGE
+        with _mapped(fd, size - start, start) as memory:
+            ctypes.memset(_address(memory) + size - start, 0xAA, PAGE - size % PAGE)
+
+    with opened(place / "f") as fd:
+        os.write(fd, b"\xff" * 2 * PAGE)
+        os.ftruncate(fd, 5000)
+        tail(fd, 5000)
+        scribble(fd, 5000)
+        tail(fd, 5000)
+        scribble(fd, 5000)
+        os.pwrite(fd, b"x" * 1000, 5000)
+        tail(fd, 6000)
+        scribble(fd, 6000)
+        fallocate(fd, 0, 7000)
+        tail(fd, 7000)
+        equal(os.pread(fd, 7000, 0), b"\xff" * 5000 + b"x" * 1000 + bytes(1000))
+        scribble(fd, 7000)
+        fallocate(fd, 4096, 2000, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
+        tail(fd, 7000)
+        scribble(fd, 7000)
+        os.ftruncate(fd, 6500)
+        tail(fd, 6500)
