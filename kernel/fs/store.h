@@ -171,6 +171,11 @@ int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node
  */
 int pkernfs_node_resize(struct pkernfs_store *store, struct pkernfs_node *node,
 			u64 size, s64 now_ns);
+/*
+ * Zeroes what lies past the end of a file in its last page. No step: nothing of it
+ * is content, so a crash on the way leaves the file as it is. -ENOMEM.
+ */
+int pkernfs_node_zero_tail(struct pkernfs_store *store, struct pkernfs_node *node);
 /* Drops the whole blocks [file_block, +count); size stays. */
 int pkernfs_node_punch(struct pkernfs_store *store, struct pkernfs_node *node,
 		       u32 file_block, u32 count, s64 now_ns);
