@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from bench.meter import Meter
 from pkernfs.errors import PkernfsError
 from pkernfs.lab import demo
 from pkernfs.lab.console import Line
+from pkernfs.lab.emulator import emulator
 from pkernfs.lab.machine import HostConfig, Machine
 from pkernfs.lab.memory import Layout
 from pkernfs.lab.paths import build_root, source_tree
@@ -268,14 +268,11 @@ def measure_size(bench: Bench, rounds: int) -> None:
 
 
 def _versions(host: Machine) -> dict[str, str]:
-    emulator = subprocess.run(
-        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=False
-    )
     qemu = host.run(["qemu-system-x86_64", "--version"]).check().stdout
     return {
         "kernel": host.hello.kernel,
         "host's QEMU": qemu.splitlines()[0],
-        "emulator": emulator.stdout.splitlines()[0],
+        "emulator": emulator(host.stack.host).version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }

@@ -16,6 +16,8 @@ from bench.plan import Act, Cell
 from bench.results import Results, Sample
 from bench.stage import Stage
 from pkernfs.errors import PkernfsError
+from pkernfs.lab.emulator import emulator
+from pkernfs.lab.image import host_image
 from pkernfs.lab.paths import source_tree
 
 #: From booting a host, and what a cell takes beyond its estimate on a machine like this.
@@ -134,9 +136,7 @@ def machine_versions() -> dict[str, str]:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
-    qemu = subprocess.run(
-        ["qemu-system-x86_64", "-version"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()[0]
+    qemu = emulator(host_image()).version()
     commit = subprocess.run(
         ["git", "-C", str(source_tree()), "rev-parse", "--short=12", "HEAD"],
         capture_output=True,

@@ -11,7 +11,6 @@ need() { # need COMMAND PACKAGE
 	command -v "$1" >/dev/null || missing="$missing $2"
 }
 
-need qemu-system-x86_64 qemu-system-x86
 need mmdebstrap mmdebstrap
 need mke2fs e2fsprogs
 need modprobe kmod

@@ -12,6 +12,7 @@ import pytest
 from pkernfs.host import grub
 from pkernfs.host.ranges import Range, Region
 from pkernfs.host.reserve import boot_words
+from pkernfs.lab.emulator import program
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -56,7 +57,7 @@ def test_grub_reads_the_words_as_they_were_meant(tmp_path: Path) -> None:
     file.write_text(grub.render(words))
     command = ["sh", "-ec", _MKCONFIG, "sh", str(file)]
     config = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    qemu = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-serial", "stdio"]
+    qemu = [*program(), "-nodefaults", "-display", "none", "-serial", "stdio"]
     qemu += ["-drive", f"file={_disk(tmp_path, config)},format=raw", "-no-reboot"]
     said = subprocess.run(qemu, capture_output=True, text=True, check=True, timeout=60).stdout
     heard = [line.partition("word:")[2].strip() for line in said.splitlines() if "word:" in line]

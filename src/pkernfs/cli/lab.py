@@ -33,6 +33,18 @@ _Ram = Annotated[
 ]
 _Append = Annotated[str, typer.Option("--append", metavar="TEXT", help="More boot line words.")]
 _Systemd = Annotated[bool, typer.Option("--systemd", help="Boot with systemd.")]
+_Cpus = Annotated[
+    int, typer.Option("--cpus", metavar="N", min=1, help="Virtual processors of the host.")
+]
+_Iommu = Annotated[
+    str,
+    typer.Option(
+        "--iommu", metavar="NAME", help="IOMMU: vtd, vtd-scalable, vtd-snoop, vtd-ats or amd."
+    ),
+]
+_Zeroed = Annotated[
+    bool, typer.Option("--zeroed", help="Memory starts as zeros, not full of junk.")
+]
 _NoStore = Annotated[bool, typer.Option("--no-store", help="Do not load and mount pkernfs.")]
 
 
@@ -76,9 +88,9 @@ def run(
     append: _Append = "",
     systemd: _Systemd = False,
     no_store: _NoStore = False,
-    zeroed: Annotated[
-        bool, typer.Option("--zeroed", help="Memory starts as zeros, not full of junk.")
-    ] = False,
+    cpus: _Cpus = 1,
+    iommu: _Iommu = "vtd",
+    zeroed: _Zeroed = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="Seconds for CMD.")] = 1800,
 ) -> None:
     """Boot a host with pkernfs at /mnt/pkernfs, run CMD in it, exit with its status."""
@@ -86,7 +98,7 @@ def run(
 
     layout = _layout(region, ram, nodes)
     config = _config(kernel, layout, share, append, systemd, no_store)
-    config = dataclasses.replace(config, zeroed=zeroed)
+    config = dataclasses.replace(config, cpus=cpus, iommu=iommu, zeroed=zeroed)
     sys.exit(session.run_command(config, command, timeout))
 
 
@@ -99,12 +111,16 @@ def shell(
     append: _Append = "",
     systemd: _Systemd = False,
     no_store: _NoStore = False,
+    cpus: _Cpus = 1,
+    iommu: _Iommu = "vtd",
+    zeroed: _Zeroed = False,
 ) -> None:
     """Boot a host and work in it. Survives a live update; the host ends with the shell."""
     from pkernfs.lab import session
 
     layout = _layout(region, ram, nodes)
-    session.shell(_config(kernel, layout, share, append, systemd, no_store))
+    config = _config(kernel, layout, share, append, systemd, no_store)
+    session.shell(dataclasses.replace(config, cpus=cpus, iommu=iommu, zeroed=zeroed))
 
 
 def demo(

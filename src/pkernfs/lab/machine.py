@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from pkernfs.errors import PkernfsError
+from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.lab import qemu, scan
 from pkernfs.lab.cache import remove_tree
 from pkernfs.lab.console import Console
+from pkernfs.lab.emulator import emulator
 from pkernfs.lab.image import host_image
 from pkernfs.lab.layer import Stack, stack
 from pkernfs.lab.link import Hello, Link, Result, Sink
@@ -58,6 +59,7 @@ class HostConfig:
     :ivar scratch: size of the scratch disk, bytes; sparse.
     :ivar used: bytes of the RAM that will really be used, for a host with more RAM than this
         machine has; None: all of it. What is never touched takes nothing.
+    :ivar iommu: which IOMMU it has, a name of qemu.IOMMUS.
     :ivar zeroed: memory starts as zeros, not full of what others left in it.
     :ivar cpus: virtual processors. One, unless races are what is looked for: with more, QEMU
         emulates them in threads of their own, and now and then one executes a breakpoint
@@ -79,6 +81,15 @@ class HostConfig:
     scratch: int = 2 << 30
     used: int | None = None
     zeroed: bool = False
+    iommu: str = "vtd"
+
+    def __post_init__(self) -> None:
+        if self.iommu not in qemu.IOMMUS:
+            raise UsageError(
+                f"no IOMMU named {self.iommu!r} in the lab", f"there are: {', '.join(qemu.IOMMUS)}"
+            )
+        if self.cpus < 1:
+            raise UsageError("a host has at least one processor", "for example --cpus 2")
 
 
 def _die_with_parent() -> None:
@@ -253,8 +264,10 @@ class Machine:
         if not config.zeroed:
             leave_junk(self.ram_file, config.layout)
         pairs = {name: socket.socketpair() for name in qemu.LINES}
+        chosen = emulator(self.stack.host)
         plan = qemu.Plan(
             config=config,
+            program=chosen.command,
             kernel=self.stack.host.vmlinuz(self.version),
             initrd=self.stack.initrd(self.version),
             base=host_image(full=True).disk if config.full else self.stack.host.disk,
@@ -271,6 +284,7 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=chosen.environ(),
                 pass_fds=list(plan.lines.values()),
                 preexec_fn=_die_with_parent,
             )

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pkernfs.lab.machine import HostConfig
 
-PROGRAM = "qemu-system-x86_64"
+#: IOMMUs by name, as ``HostConfig.iommu`` and ``lab run --iommu`` have them.
+IOMMUS = {
+    "vtd": "intel-iommu,intremap=on",
+    "vtd-scalable": "intel-iommu,intremap=on,scalable-mode=on,fsts=on",
+    "vtd-snoop": "intel-iommu,intremap=on,snoop-control=on",
+    "vtd-ats": "intel-iommu,intremap=on,device-iotlb=on",
+    "amd": "amd-iommu,intremap=on,dma-remap=on",
+}
 #: Serial ports of the host beyond its console: ttyS1, ttyS2, ttyS3.
 SERIALS = ("ttyS1", "ttyS2", "ttyS3")
 LINES = ("console", "agent", *SERIALS)
@@ -49,10 +56,12 @@ def ram_file(first: Path, node: int) -> Path:
 class Plan:
     """All that goes into the command line.
 
+    :ivar program: the emulator, and what always goes with it.
     :ivar lines: inherited socket descriptors by name, see LINES.
     """
 
     config: HostConfig
+    program: tuple[str, ...]
     kernel: Path
     initrd: Path
     base: Path
@@ -66,7 +75,7 @@ class Plan:
         """The command, program first."""
         config = self.config
         return [
-            PROGRAM,
+            *self.program,
             *("-nodefaults", "-no-user-config", "-no-reboot"),
             *("-display", "none", "-vga", "none", "-nic", "none"),
             *("-machine", self._machine() + ("" if config.layout.nodes else ",memory-backend=ram")),
@@ -114,8 +123,9 @@ class Plan:
         return _WITHOUT_HOLE if self._ram_end() > _HOLE else "q35"
 
     def _iommu(self) -> str:
-        more = _MORE_IOMMU_BITS if self._ram_end() > _IOMMU_LIMIT else ""
-        return f"intel-iommu,intremap=on{more}"
+        name = self.config.iommu
+        intel = name.startswith("vtd")
+        return IOMMUS[name] + (_MORE_IOMMU_BITS if intel and self._ram_end() > _IOMMU_LIMIT else "")
 
     def _ram_end(self) -> int:
         """No address of RAM is higher: some below 4 GiB are none."""

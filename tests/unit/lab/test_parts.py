@@ -13,9 +13,11 @@ import pytest
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.host.ranges import Range
 from pkernfs.lab import cache, cpio, image, mirror, modtree, scan
+from pkernfs.lab.emulator import SETTING, emulator
+from pkernfs.lab.image import HostImage
 from pkernfs.lab.machine import HostConfig
-from pkernfs.lab.memory import GIB, MIB, Layout
-from pkernfs.lab.qemu import LINES, Plan
+from pkernfs.lab.memory import GIB, MIB, Layout, leave_junk
+from pkernfs.lab.qemu import IOMMUS, LINES, Plan
 
 
 def test_default_layout_has_the_region_at_four_gib() -> None:
@@ -56,6 +58,41 @@ def test_every_numa_node_has_a_file_and_a_region() -> None:
     assert "-numa node,nodeid=0,memdev=ram,cpus=0 -numa node,nodeid=1,memdev=ram1 " in command
 
 
+@pytest.mark.parametrize("name", IOMMUS)
+def test_iommus_have_names(name: str) -> None:
+    command = _plan(HostConfig(iommu=name)).command()
+    assert command[command.index(IOMMUS[name]) - 1] == "-device"
+
+
+def test_iommus_without_a_name_are_refused() -> None:
+    with pytest.raises(UsageError, match="smmu"):
+        HostConfig(iommu="smmu")
+
+
+def test_the_emulator_is_the_images_unless_one_is_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(SETTING, raising=False)
+    chosen = emulator(HostImage(tmp_path, tmp_path / "root.ext4", ()))
+    assert str(tmp_path / "usr/bin/qemu-system-x86_64") in chosen.command
+    assert chosen.environ()["QEMU_MODULE_DIR"].startswith(str(tmp_path))
+    monkeypatch.setenv(SETTING, "qemu-other")
+    assert emulator(HostImage(tmp_path, tmp_path / "root.ext4", ())).command == ("qemu-other",)
+
+
+def test_a_new_hosts_memory_is_not_zero(tmp_path: Path) -> None:
+    layout = Layout.of(64 * MIB)
+    file = tmp_path / "ram"
+    with file.open("wb") as ram:
+        ram.truncate(layout.ram)
+    leave_junk(file, layout)
+    assert file.stat().st_size == layout.ram
+    with file.open("rb") as ram:
+        for at in (0, MIB, layout.offset, layout.offset + layout.region - 4096):
+            ram.seek(at)
+            assert len(set(ram.read(4096))) > 100
+
+
 def test_processors_are_dealt_to_the_nodes() -> None:
     command = " ".join(_plan(HostConfig(layout=Layout.of(nodes=2), cpus=3)).command())
     assert "nodeid=0,memdev=ram,cpus=0,cpus=2 " in command
@@ -83,7 +120,12 @@ def test_kernels_are_named_by_their_beginning() -> None:
 def _plan(config: HostConfig) -> Plan:
     names = ("kernel", "initrd", "base", "layer", "scratch", "ram", "share")
     files = {name: Path("/", name) for name in names}
-    return Plan(config=config, lines={n: i for i, n in enumerate(LINES, start=10)}, **files)
+    return Plan(
+        config=config,
+        program=("qemu",),
+        lines={n: i for i, n in enumerate(LINES, start=10)},
+        **files,
+    )
 
 
 def test_qemu_command_has_what_the_host_relies_on() -> None:
