@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from pkernfs.lab.machine import HostConfig, Machine
-from pkernfs.lab.memory import GIB, Layout
+from pkernfs.lab.memory import Layout
 
 from .fs_scripts import run as checks
-from .fs_scripts.common import CHECKS
+from .fs_scripts.common import CHECKS, REGION
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
@@ -35,7 +35,7 @@ class Outcome:
 @contextmanager
 def _host(kernel: str) -> Iterator[Machine]:
     # 3 GiB from 4 GiB on: there is one whole, aligned GiB besides the metadata.
-    with Machine(HostConfig(kernel=kernel, layout=Layout.of(3 * GIB))) as host:
+    with Machine(HostConfig(kernel=kernel, layout=Layout.of(REGION))) as host:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(SCRIPTS, host.share / SCRIPTS.name, ignore=ignored)
         yield host

@@ -61,10 +61,10 @@ class HostConfig:
         machine has; None: all of it. What is never touched takes nothing.
     :ivar iommu: which IOMMU it has, a name of qemu.IOMMUS.
     :ivar zeroed: memory starts as zeros, not full of what others left in it.
-    :ivar cpus: virtual processors. One, unless races are what is looked for: with more, QEMU
-        emulates them in threads of their own, and now and then one executes a breakpoint
-        that the kernel had already patched away ("Oops: int3"; a stock kernel patches its
-        code all through its boot). With one that can't happen.
+    :ivar cpus: virtual processors. One where guests run under KVM: with more, QEMU emulates them
+        in threads of their own, and nested KVM in several of them panics the host under load,
+        without our modules ("corrupted stack end"). QEMU 7.2 also lost breakpoints then
+        ("Oops: int3"; a stock kernel patches its code all through its boot).
     """
 
     kernel: str = "6.12"

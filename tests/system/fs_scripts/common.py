@@ -27,6 +27,7 @@ GIB = 1 << 30
 BLOCK = 2 * MIB
 PAGE = 4096
 BASE = 4 * GIB  # where the lab's region begins
+REGION = 3 * GIB  # its size, see test_filesystem.py
 MOUNT = Path("/mnt/pkernfs")
 SYSFS = Path("/sys/fs/pkernfs")
 
@@ -242,11 +243,21 @@ def write_range(offset: int, data: bytes) -> None:
         memory[offset % PAGE :] = data
 
 
+def forget_stores(block0: bytes = bytes(BLOCK)) -> None:
+    """Leave nothing in the region of the boot line that was a store of ours, in any place.
+
+    :param block0: what its first block holds afterwards.
+    """
+    for block in range(1, REGION // BLOCK):
+        write_range((block + 1) * BLOCK - PAGE, bytes(PAGE))
+    write_range(0, block0)
+
+
 @contextmanager
 def small_store(region: str = "64M!4G", pages: bool = False) -> Iterator[None]:
     """A new, empty store in a small region, in place of the one that was mounted."""
     unload()
-    write_range(0, bytes(BLOCK))
+    forget_stores()
     load(region, pages=pages)
     mount("init")
     yield
@@ -259,7 +270,7 @@ def big_store() -> None:
     load()
     if run("mount", "-t", "pkernfs", "none", str(MOUNT), ok=False).returncode:
         unload()
-        write_range(0, bytes(BLOCK))
+        forget_stores()
         load()
         mount("init")
 

@@ -59,7 +59,7 @@ if [ "$store" = yes ]; then
 	# Those that the kernel before handed over, ahead of the drivers of this one.
 	# A crash kernel has an elfcorehdr= too, and inherits no device.
 	[ -n "$update" ] && [ -n "$devices" ] && try "taking devices over" modprobe pkernfs_dma
-	# A range that was never used is all zero; after an update it must hold a store.
+	# A range that was never used gets a store; after an update it must hold one.
 	option=init
 	[ -n "$update" ] && option=defaults
 	[ -e $state/has-store ] || try "mounting the store" mount -t pkernfs -o $option none /mnt/pkernfs

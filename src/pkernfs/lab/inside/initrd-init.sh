@@ -24,7 +24,7 @@ read -r line </proc/cmdline
 for word in $line; do
 	case $word in
 	pkernfs_lab=systemd) own=no ;;
-	# An update's next kernel must find a store, a range that was never used is all zero.
+	# An update's next kernel must find a store; a range that was never used gets one.
 	pkernfs_update=*) option=defaults ;;
 	pkernfs_lab_store=*) store=${word#*=} ;;
 	pkernfs.*) parameters="$parameters ${word#pkernfs.}" ;;
