@@ -390,6 +390,7 @@ def test_a_half_written_guest_is_in_nobodys_way(guest: Tick) -> None:
 # A filesystem in a file of a filesystem in a file: the inner one has the shorter path.
 _NESTED = """
 set -e
+modprobe loop
 mkdir -p /mnt/scratch/deep/er/outer /mnt/inner
 truncate -s 96M /mnt/scratch/outer.img
 mke2fs -q -F -t ext4 /mnt/scratch/outer.img
