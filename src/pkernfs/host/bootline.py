@@ -14,6 +14,12 @@ from pkernfs.host.ranges import Range, Region, parse_regions, parse_size
 MARKER = "pkernfs_update"
 REGION = "pkernfs.region"
 
+#: A kernel that panics before it has brought the guests back resets the machine after so many
+#: seconds; without this word it stands still until somebody comes
+#: (Documentation/admin-guide/kernel-parameters.txt). Guests saved are in the store then.
+PANIC = "panic"
+PANIC_S = 30
+
 #: Words about how the running kernel was loaded; they mean nothing to the next one.
 _LOADER_WORDS = frozenset({"BOOT_IMAGE", "elfcorehdr", "kexec_jump_back_entry"})
 
@@ -140,7 +146,8 @@ def next_boot_line(
     """Write the next kernel's boot line from the running one.
 
     Keeps every word but old markers and what the boot loader added, makes sure that the
-    regions are reserved and named, and adds the marker of the update.
+    regions are reserved and named, and adds the marker of the update. A kernel that panics is
+    to reset the machine, unless the line says something about that already.
 
     :param running: the running kernel's line.
     :param regions: regions that must be there again, in the order of the parameter.
@@ -153,7 +160,9 @@ def next_boot_line(
         value = ",".join(str(region) for region in regions)
         line = line.without(REGION).plus(BootLine((f"{REGION}={value}",)))
     missing = tuple(reserving_word(region) for region in regions if not is_reserved(line, region))
-    line = line.plus(BootLine((*missing, f"{MARKER}={update}"))).plus(BootLine.parse(append))
+    more = BootLine.parse(append)
+    panic = () if line.values(PANIC) or more.values(PANIC) else (f"{PANIC}={PANIC_S}",)
+    line = line.plus(BootLine((*missing, f"{MARKER}={update}", *panic))).plus(more)
     length = len(str(line).encode()) + 1
     if length > MAX_LENGTH:
         raise PkernfsError(

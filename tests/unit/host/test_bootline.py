@@ -84,6 +84,22 @@ def test_words_for_the_first_program_stay_behind_the_dashes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("running", "append", "panics"),
+    [
+        ("quiet", "", ["30"]),
+        ("panic=0 quiet", "", ["0"]),
+        ("quiet", "panic=5", ["5"]),
+        ("panic=0", "panic=5", ["0", "5"]),
+    ],
+)
+def test_a_next_kernel_that_panics_does_not_stand_still(
+    running: str, append: str, panics: list[str]
+) -> None:
+    line = next_boot_line(BootLine.parse(running), [REGION], "u", append)
+    assert line.values("panic") == panics
+
+
+@pytest.mark.parametrize(
     "form", ["memmap=1G!4G", "memmap=1G%4G-1+2", "memmap=1G@4G", "memmap=1G#4G"]
 )
 def test_only_the_dollar_form_counts_as_reserved(form: str) -> None:

@@ -63,7 +63,7 @@ def test_the_order_is_in_the_boot_line_alone(host: FakeHost, jumper: FakeKexec) 
     # What was appended for the next kernel is not for the one before.
     assert str(found.line) == (
         f"quiet memmap=1G$4G pkernfs.region={REGION} pkernfs_went_back=7.3.4 "
-        f"pkernfs_update={found.update}"
+        f"pkernfs_update={found.update} panic=30"
     )
     # It does not go back and forth.
     host.boot("6.12.1", "boot-three", str(found.line))
