@@ -202,9 +202,6 @@ async def _update(
         stack.enter_context(cancelled_by_signals())
         with timeline.phase("check"):
             plan, sessions = await _plan(machine, places, request, stack, note)
-            for guest in plan.guests:
-                if guest.was_running:
-                    note(journal.RAN, guest.name)
             note(journal.ARM)
             plan = stack.enter_context(devices.armed(plan))
             devices.note(timeline)
@@ -236,7 +233,10 @@ async def _leave(
     way_back: WayBack,
     leave: Leave,
 ) -> None:
-    async with quiesced(sessions, plan, timeline):
+    def note(name: str) -> None:
+        way_back.written.note(journal.RAN, name)
+
+    async with quiesced(sessions, plan, timeline, note):
         devices.check_again()
         timeline.mark("begin", "hand over")
         leave(machine, timeline, way_back)

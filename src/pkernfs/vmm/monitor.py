@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,11 @@ class Monitor:
     def _gone(self, doing: str) -> str:
         said = log_tail(self.guest)
         return f"guest {self.guest.name}: QEMU ended at {doing}" + (f": {said}" if said else "")
+
+    def forget_events(self) -> None:
+        """From here on only what is yet to come counts."""
+        self._events.clear()
+        self._seen.clear()
 
     async def wait_for(self, timeout: float, *wanted: str) -> Moment:
         """Wait for the first of these events, or return one that came already.
@@ -236,7 +241,12 @@ async def why_not_saved(session: Monitor) -> str | None:
     return "; ".join(reasons) if reasons else None
 
 
-async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | None, Moment]:
+async def save(
+    session: Monitor,
+    state: Path,
+    timeout: float,
+    saw: Callable[[bool], None] = lambda _: None,
+) -> tuple[Moment | None, Moment]:
     """Stop the guest and write its devices to a file; its memory is not in there.
 
     QEMU is left standing in the state "postmigrate": its disks are flushed and given
@@ -244,6 +254,7 @@ async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | 
 
     :param state: file to write.
     :param timeout: seconds that stopping and saving may take together.
+    :param saw: is told whether the processors run, right before they are stopped.
     :returns: when the processors stopped (None when they did not run before), and when
         the state was complete.
     :raises PkernfsError: it failed; QEMU's own message is in it.
@@ -251,8 +262,11 @@ async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | 
     if session.passes_devices:
         from pkernfs.vmm import cpr_record
 
-        return await cpr_record.save(session, state, timeout)
+        return await cpr_record.save(session, state, timeout, saw)
+    # Its user may have paused it since the session began, and let it run again.
+    session.forget_events()
     run = await session.is_running()
+    saw(run)
     await session.execute("migrate", {"uri": f"file:{state}"})
     done = await session.wait_for(
         timeout, "MIGRATION/completed", "MIGRATION/failed", "MIGRATION/cancelled"

@@ -86,7 +86,7 @@ def test_a_guest_that_did_not_run_on_is_tried_once_more(
 
 
 def _never_lets_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise PkernfsError("guest a: QEMU refuses cont")
 
     monkeypatch.setattr(quiesce, "let_run", fail)
