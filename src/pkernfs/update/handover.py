@@ -25,7 +25,7 @@ from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesce
 from pkernfs.update.timeline import Record, Timeline
 from pkernfs.vmm import passthrough
 from pkernfs.vmm.config import Places
-from pkernfs.vmm.monitor import Monitor, monitor, prepared
+from pkernfs.vmm.monitor import Monitor, StillPreparedError, monitor, prepared
 
 #: Is shown what happens: the plan once, and every record.
 Watch = Callable[[Plan | Record], None]
@@ -136,7 +136,7 @@ def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
         written.note(journal.GUARD, str(guard.pid))
         try:
             yield WayBack(written, guard)
-        except (NotAllRunError, freeze.StillFrozenError) as error:
+        except (NotAllRunError, StillPreparedError, freeze.StillFrozenError) as error:
             written.note(journal.WHY, str(error))
             written.close(undone=False)
             result = recover.undo(machine, places, str(error))

@@ -78,7 +78,7 @@ async def _restore(standing: Standing, timeline: Timeline) -> None:
         while (status := await session.status()) == "inmigrate" and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         if status == "inmigrate":
-            async with prepared(session):
+            async with prepared(session, may_stay=True):
                 await _load(session, standing, timeline)
             return
         await go_on(session, run=standing.saved.was_running)
@@ -286,7 +286,7 @@ async def _pass(passing: Standing, timeline: Timeline) -> None:
     async with (
         handed_in(passing.guest) as handed,
         monitor(passing.guest, START_S) as session,
-        prepared(session),
+        prepared(session, may_stay=True),
     ):
         timeline.mark("end", "start", passing.guest.name)
         await _load(session, passing, timeline, handed)

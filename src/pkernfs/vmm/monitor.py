@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 from pkernfs.errors import PkernfsError
-from pkernfs.vmm import protocol
+from pkernfs.vmm import process, protocol
 from pkernfs.vmm.config import RAM_ID, Guest
 from pkernfs.vmm.process import log_tail
 
@@ -202,8 +202,12 @@ async def monitor(guest: Guest, timeout: float = ANSWER_S) -> AsyncIterator[Moni
             await client.disconnect()
 
 
+class StillPreparedError(PkernfsError):
+    """A guest's QEMU could not be told to forget what an update had told it."""
+
+
 @contextlib.asynccontextmanager
-async def prepared(session: Monitor) -> AsyncIterator[None]:
+async def prepared(session: Monitor, *, may_stay: bool = False) -> AsyncIterator[None]:
     """Have QEMU know within the block how state is saved and loaded.
 
     See :mod:`pkernfs.vmm.protocol`.
@@ -211,14 +215,30 @@ async def prepared(session: Monitor) -> AsyncIterator[None]:
     A guest with passed-through devices is saved as if another QEMU took it over at once:
     ``cpr-transfer``, see :mod:`pkernfs.vmm.cpr_record`.
 
+    :param may_stay: the guest is worth more than its settings: it is no failure when they
+        can't be taken back. Doctor finds them then.
     :raises PkernfsError: this QEMU can't.
+    :raises StillPreparedError: it can't be taken back; says also what else went wrong.
     """
-    await _configure(session, update=True)
+    failed: BaseException | None = None
     try:
+        await _configure(session)
         yield
+    except BaseException as error:
+        failed = error
+        raise
     finally:
-        with contextlib.suppress(PkernfsError):
+        try:
             await unprepare(session)
+        except PkernfsError as error:
+            # A QEMU that has ended has forgotten everything.
+            if not may_stay and process.running(session.guest) is not None:
+                before = f"{failed}; " if failed is not None and str(failed) else ""
+                raise StillPreparedError(
+                    f"{before}guest {session.guest.name}: what its QEMU was told for the update "
+                    f"can't be taken back: {error.what}",
+                    "pkernfs update --recover tries again",
+                ) from (failed or error)
 
 
 async def unprepare(session: Monitor) -> None:
@@ -226,13 +246,31 @@ async def unprepare(session: Monitor) -> None:
 
     :raises PkernfsError: QEMU refuses.
     """
-    await _configure(session, update=False)
+    refused = None
+    for command, arguments in protocol.settings(update=False, devices=session.passes_devices):
+        try:
+            await session.execute(command, arguments)
+        except PkernfsError as error:
+            if not isinstance(error.__cause__, ExecuteError):
+                raise
+            refused = refused or error
+    # A QEMU that does not know a setting refuses also to take it back.
+    if refused is not None and await settings_left(session):
+        raise refused
 
 
-async def _configure(session: Monitor, *, update: bool) -> None:
-    devices = session.passes_devices
-    for command, arguments in protocol.settings(update=update, devices=devices):
+async def _configure(session: Monitor) -> None:
+    for command, arguments in protocol.settings(update=True, devices=session.passes_devices):
         await session.execute(command, arguments)
+
+
+async def settings_left(session: Monitor) -> list[str]:
+    """Which of an update's settings QEMU has now, in its own words; nothing is changed."""
+    capabilities = await session.execute("query-migrate-capabilities")
+    on = {each["capability"] for each in capabilities if each["state"]}
+    mode = (await session.execute("query-migrate-parameters")).get("mode", "normal")
+    ours = {"x-ignore-shared"} | ({"return-path"} if session.passes_devices else set())
+    return [*sorted(on & ours), *([f"mode {mode}"] if mode != "normal" else [])]
 
 
 async def why_not_saved(session: Monitor) -> str | None:

@@ -88,6 +88,20 @@ def test_a_guest_that_can_not_be_saved_lets_all_run_on(
     all_run_on(host, jumper, "a", "b")
 
 
+@answers(
+    phase="check",
+    failure="a guest's QEMU refuses half of what it is told for an update",
+    outcome="refused, and the other half is taken back",
+)
+def test_a_qemu_that_is_prepared_by_half_is_as_before(host: FakeHost, jumper: FakeKexec) -> None:
+    """A migration to another host would leave the guest's memory behind otherwise."""
+    host.start("a")
+    host.misbehave("half")
+    with pytest.raises(PkernfsError, match="'mode' is unexpected"):
+        run_update(host)
+    all_run_on(host, jumper, "a")
+
+
 def test_a_dead_socket_stops_the_update_before_anything(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("a")
     guest = host.start("b")
