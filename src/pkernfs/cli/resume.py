@@ -46,6 +46,10 @@ class _Display:
             self._tell.error(error)
 
 
+def _waits(text: str) -> None:
+    print(f"pkernfs: {text}", file=sys.stderr, flush=True)
+
+
 def resume(
     store: Path = DEFAULT_STORE,
     *,
@@ -68,7 +72,7 @@ def resume(
         display = _Display(stack, as_events)
         started = (lambda _: None) if as_json else display.start
         try:
-            outcome = resuming.resume(machine, places, started, early)
+            outcome = resuming.resume(machine, places, started, early, _waits)
         except PkernfsError as error:
             display.error(error)
             raise

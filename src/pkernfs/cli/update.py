@@ -110,7 +110,7 @@ def update(
     from pkernfs.errors import PkernfsError
     from pkernfs.host import kernels
     from pkernfs.update import display, handover, orderly
-    from pkernfs.update.lock import update_lock
+    from pkernfs.update.lock import check_free
 
     names = tuple(name for name in order.split(",") if name)
     request = handover.Request(kernel, initrd, append, names, watchdog, frozenset(override or ()))
@@ -123,8 +123,10 @@ def update(
         try:
             kernels.default_target(machine, initrd=initrd is None)
         except kernels.NothingToDoError as error:
-            with update_lock(places, "dry run"):
+            try:
                 handover.check_leftovers(places)
+            finally:  # what looks left behind is in use if somebody is there
+                check_free(places)
             _say_nothing_to_do(error, "pkernfs-plan/1" if dry_run else "pkernfs-event/1", as_json)
             return
         except PkernfsError:  # is said where all is checked

@@ -16,15 +16,22 @@ from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import FSTYPE, Machine
 from pkernfs.update import journal, watchdog
 from pkernfs.update import plan as planning
-from pkernfs.update.lock import update_lock
+from pkernfs.update.lock import check_free
 from pkernfs.update.plan import PlannedGuest
 from pkernfs.vmm import doctor as vmm_doctor
 from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest, Places, all_guests
-from pkernfs.vmm.monitor import monitor, prepared
+from pkernfs.vmm.monitor import monitor, settings_left, why_not_saved
 
 #: What is enabled; it wants the mounts, resume and the watchdog.
 _TARGET = "pkernfs.target"
+#: A QEMU that nobody has prepared names what forbids a migration to another host; not all
+#: of that forbids an update.
+_ASKS_PROPERLY = (
+    "pkernfs update --dry-run asks QEMU as an update does; when it refuses too, remove that"
+    " device, or switch the guest off for the update"
+)
+
 _UNIT_HOMES = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 
 
@@ -103,18 +110,46 @@ def _units(machine: Machine) -> Iterator[Finding]:
         yield ok(topic, f"{_TARGET} is enabled: systemd brings the guests back after an update")
 
 
-async def _guest(guest: Guest) -> tuple[Finding, PlannedGuest | None]:
+async def _guest(guest: Guest) -> tuple[list[Finding], PlannedGuest | None]:
+    """Ask a guest's QEMU; it is told nothing, so that this may be killed at any time."""
     topic, id = "guest", f"guest.{guest.name}"
+    found = []
     try:
-        async with monitor(guest) as session, prepared(session):
-            planned = await planning.plan_guest(session)
+        async with monitor(guest) as session:
+            left = await settings_left(session)
+            if left:
+                found.append(_left_on(guest, left))
+            reason = await why_not_saved(session)
+            planned = await planning.measure_guest(session)
             status = await session.status()
+            passes = session.passes_devices
     except PkernfsError as error:
-        return blocker(topic, error.what, error.hint or "pkernfs vm list", id), None
+        hint = error.hint or "pkernfs vm list"
+        return [*found, blocker(topic, error.what, hint, id)], None
+    # A QEMU that nobody has prepared says what forbids an ordinary migration.
+    if reason is not None and not passes:
+        text = f"guest {guest.name} can't be saved: {reason}"
+        return [*found, blocker(topic, text, _ASKS_PROPERLY, id)], None
     takes = f"its state takes at most {planned.state_limit >> 20} MiB"
-    if planned.was_running:
-        return ok(topic, f"{guest.name} can be saved, {takes}"), planned
-    return note(topic, f"{guest.name} is {status}: it stays so; {takes}", id=id), planned
+    if reason is not None:
+        text = f"{guest.name} passes devices through, so no other host could take it: {reason}"
+        found.append(note(topic, text, _ASKS_PROPERLY, id=id))
+    if not planned.was_running:
+        found.append(note(topic, f"{guest.name} is {status}: it stays so; {takes}", id=id))
+    elif reason is None:
+        found.append(ok(topic, f"{guest.name} can be saved, {takes}"))
+    return found, planned
+
+
+def _left_on(guest: Guest, left: list[str]) -> Finding:
+    how = "--dry-run" if journal.read(guest.places) is None else "--recover"
+    return note(
+        "guest",
+        f"something that was killed has left {' and '.join(left)} set on guest {guest.name}: "
+        "a migration to another host would leave its memory out",
+        f"pkernfs update {how} takes that back",
+        id=f"settings.{guest.name}",
+    )
 
 
 def _unused(guest: Guest) -> Finding | None:
@@ -146,15 +181,11 @@ def guests(places: Places) -> list[Finding]:
         elif process.running(guest) is not None:
             running.append(guest)
 
-    async def ask() -> list[tuple[Finding, PlannedGuest | None]]:
+    async def ask() -> list[tuple[list[Finding], PlannedGuest | None]]:
         return list(await asyncio.gather(*(_guest(guest) for guest in running)))
 
-    try:
-        with update_lock(places, "doctor"):
-            asked = asyncio.run(ask())
-    except PkernfsError as error:
-        return [*found, blocker("guests", error.what, error.hint, "update.running")]
-    found += [finding for finding, _ in asked]
+    asked = asyncio.run(ask())
+    found += [finding for findings, _ in asked for finding in findings]
     try:
         planning.check_space(places, tuple(planned for _, planned in asked if planned))
     except (PkernfsError, OSError) as error:
@@ -177,12 +208,26 @@ def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Findin
     ]
 
 
+def _updates(places: Places, *, ask: bool) -> list[Finding]:
+    """What concerns updates that were, and guests: neither is to be seen while one goes on.
+
+    The lock is not taken for it: nobody is refused because somebody asks.
+
+    :param ask: talk to the guests?
+    """
+    try:
+        check_free(places)
+        found = [*_leftovers(places), *(guests(places) if ask else [])]
+        check_free(places)
+    except PkernfsError as error:
+        return [blocker("guests", error.what, error.hint, "update.running")]
+    return found
+
+
 def examine(machine: Machine, places: Places, kernel: Kernel | None) -> list[Finding]:
     """Answer every question; nothing is changed."""
-    found = [*host(machine, places, kernel), *_leftovers(places)]
-    if os.geteuid() == 0 and machine.filesystem_of(places.store) == FSTYPE:
-        found += guests(places)
-    return found
+    ask = os.geteuid() == 0 and machine.filesystem_of(places.store) == FSTYPE
+    return [*host(machine, places, kernel), *_updates(places, ask=ask)]
 
 
 def check(findings: Iterable[Finding], override: frozenset[str]) -> None:

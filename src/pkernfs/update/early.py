@@ -17,6 +17,9 @@ from pkernfs.vmm.launch import Launch, Launcher, parse, start_time
 #: In the directory of an update's records: what the next kernel starts, the first one first.
 LAUNCH_FILE = "launch"
 
+#: How long those who only look may seem to hold the lock (seconds): it is a moment.
+READ_S = 1.0
+
 
 class Early:
     """What was done.
@@ -87,14 +90,32 @@ def _has_process(runtime: str) -> bool:
     return start_time(int(pid)) == began
 
 
+def only_read(lock: int) -> bool:
+    """Does nobody hold the lock but those who look whether somebody does?
+
+    :param lock: descriptor of its file; it does not hold the lock.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return True
+
+
 def _lock(run: str) -> int | None:
     os.makedirs(run, mode=0o700, exist_ok=True)
     lock = os.open(f"{run}/update.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
+    deadline = now_ns() + int(READ_S * 1e9)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not only_read(lock) or now_ns() > deadline:
+                os.close(lock)
+                return None
+        time.sleep(0.005)
     # What pkernfs.update.lock writes: who holds it.
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()} resume\n".encode())

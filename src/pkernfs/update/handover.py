@@ -25,7 +25,7 @@ from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesce
 from pkernfs.update.timeline import Record, Timeline
 from pkernfs.vmm import passthrough
 from pkernfs.vmm.config import Places
-from pkernfs.vmm.monitor import Monitor, monitor, prepared
+from pkernfs.vmm.monitor import Monitor, StillPreparedError, monitor, prepared
 
 #: Is shown what happens: the plan once, and every record.
 Watch = Callable[[Plan | Record], None]
@@ -136,7 +136,7 @@ def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
         written.note(journal.GUARD, str(guard.pid))
         try:
             yield WayBack(written, guard)
-        except (NotAllRunError, freeze.StillFrozenError) as error:
+        except (NotAllRunError, StillPreparedError, freeze.StillFrozenError) as error:
             written.note(journal.WHY, str(error))
             written.close(undone=False)
             result = recover.undo(machine, places, str(error))
@@ -202,9 +202,6 @@ async def _update(
         stack.enter_context(cancelled_by_signals())
         with timeline.phase("check"):
             plan, sessions = await _plan(machine, places, request, stack, note)
-            for guest in plan.guests:
-                if guest.was_running:
-                    note(journal.RAN, guest.name)
             note(journal.ARM)
             plan = stack.enter_context(devices.armed(plan))
             devices.note(timeline)
@@ -236,7 +233,10 @@ async def _leave(
     way_back: WayBack,
     leave: Leave,
 ) -> None:
-    async with quiesced(sessions, plan, timeline):
+    def note(name: str) -> None:
+        way_back.written.note(journal.RAN, name)
+
+    async with quiesced(sessions, plan, timeline, note):
         devices.check_again()
         timeline.mark("begin", "hand over")
         leave(machine, timeline, way_back)

@@ -66,8 +66,8 @@ class Begun:
     """What a journal says.
 
     :ivar update: id of the update; empty when it was killed before it had one.
-    :ivar guests: the guests that it talked to, and whether each of them ran before (False
-        also when it was not asked yet: then it was not paused either).
+    :ivar guests: the guests that it talked to, and whether each of them ran when it was
+        paused (False also when it was not paused: then it is as its user wants it).
     :ivar frozen: mount points of filesystems that it may have frozen, in that order.
     :ivar loaded: it may have loaded a kernel.
     :ivar armed: it may have armed the preserved devices.

@@ -157,6 +157,15 @@ async def plan_guest(session: Monitor) -> PlannedGuest:
             f"guest {guest.name} can't be saved: {reason}",
             "remove that device, or switch the guest off for the update",
         )
+    return await measure_guest(session)
+
+
+async def measure_guest(session: Monitor) -> PlannedGuest:
+    """All of :func:`plan_guest` that its QEMU need not be prepared for.
+
+    :raises PkernfsError: the guest can't be saved.
+    """
+    guest = session.guest
     config = guest.config()
     try:
         passthrough.check_interrupts(config.devices)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from pkernfs.errors import PkernfsError
 from pkernfs.files import write_atomic
@@ -24,38 +24,46 @@ from pkernfs.vmm.protocol import launch_of
 SAVE_S = 60.0
 
 
+#: Is told the name of a guest that runs, right before it is paused.
+Paused = Callable[[str], None]
+
+
 class NotAllRunError(PkernfsError):
     """The update was given up, and a guest could not be let run on."""
 
 
-async def let_run(session: Monitor, planned: PlannedGuest) -> None:
-    """Let a guest run on, and forget what was saved of it.
+async def let_run(session: Monitor, *, ran: bool) -> None:
+    """Let a guest be as it was, and forget what was saved of it.
 
+    :param ran: did it run when it was paused? False also when it was not paused: its user may
+        have done that meanwhile.
     :raises PkernfsError: QEMU does not let it.
     """
-    await go_on(session, run=planned.was_running)
+    await go_on(session, run=ran)
     session.guest.forget_saved()
 
 
-async def _run_on(session: Monitor, planned: PlannedGuest, timeline: Timeline) -> None:
+async def _run_on(session: Monitor, timeline: Timeline, *, ran: bool) -> None:
     """Let a guest run on, and record it: the report says how long it was paused for nothing."""
     name = session.guest.name
     try:
-        await let_run(session, planned)
+        await let_run(session, ran=ran)
     except PkernfsError as error:
         timeline.mark("result", "failed", name, text=error.what)
         raise
-    if planned.was_running:
+    if ran:
         timeline.mark("moment", "running", name)
     timeline.mark("result", "ok", name)
 
 
 async def _quiesce(
-    session: Monitor, planned: PlannedGuest, update: str, timeline: Timeline
+    session: Monitor, planned: PlannedGuest, update: str, timeline: Timeline, paused: Paused
 ) -> None:
     guest = session.guest
     timeline.mark("begin", "pause", guest.name)
-    stopped, done = await save(session, guest.state, SAVE_S)
+    stopped, done = await save(
+        session, guest.state, SAVE_S, lambda runs: paused(guest.name) if runs else None
+    )
     stopped_ns = stopped.real_ns if stopped else None
     timeline.mark("end", "pause", guest.name, real_ns=stopped_ns)
     timeline.mark("begin", "save", guest.name, real_ns=stopped_ns)
@@ -86,14 +94,14 @@ def by_priority(
 
 
 async def _quiesce_all(
-    pairs: Sequence[tuple[Monitor, PlannedGuest]], update: str, timeline: Timeline
+    pairs: Sequence[tuple[Monitor, PlannedGuest]], update: str, timeline: Timeline, paused: Paused
 ) -> None:
     """Pause and save guests, one on each processor at a time: each saves as fast as it can."""
     free = asyncio.Semaphore(len(os.sched_getaffinity(0)))
 
     async def one(session: Monitor, guest: PlannedGuest) -> None:
         async with free:
-            await _quiesce(session, guest, update, timeline)
+            await _quiesce(session, guest, update, timeline, paused)
 
     tasks = [asyncio.ensure_future(one(*pair)) for pair in pairs]
     try:
@@ -120,27 +128,35 @@ def write_launches(plan: Plan, guests: Sequence[Guest]) -> None:
 
 @contextlib.asynccontextmanager
 async def quiesced(
-    sessions: Sequence[Monitor], plan: Plan, timeline: Timeline
+    sessions: Sequence[Monitor], plan: Plan, timeline: Timeline, note: Paused = lambda _: None
 ) -> AsyncIterator[None]:
     """Have all guests of the plan paused and saved within the block.
 
     Whichever way the block is left, the guests run on: only a new kernel does not come
-    back here.
+    back here. Those run on that ran right before they were paused, whatever the plan says:
+    it is older, and their users may have paused them since, or let them run.
 
+    :param note: is told the name of each guest that runs, right before it is paused.
     :raises PkernfsError: a guest can't be saved, or one can't run on.
     """
     planned = {guest.name: guest for guest in plan.guests}
     pairs = [(session, planned[session.guest.name]) for session in sessions]
+    ran: set[str] = set()
+
+    def paused(name: str) -> None:
+        note(name)
+        ran.add(name)
+
     write_launches(plan, [session.guest for session in sessions])
     # What is written before the pause need not be written while guests wait.
     await asyncio.to_thread(os.sync)
     try:
         for group in by_priority(pairs):
-            await _quiesce_all(group, plan.update, timeline)
+            await _quiesce_all(group, plan.update, timeline, paused)
         yield
     finally:
         results = await asyncio.gather(
-            *(_run_on(session, guest, timeline) for session, guest in pairs),
+            *(_run_on(session, timeline, ran=session.guest.name in ran) for session in sessions),
             return_exceptions=True,
         )
         failed = [str(result) for result in results if isinstance(result, Exception)]

@@ -78,7 +78,7 @@ async def _restore(standing: Standing, timeline: Timeline) -> None:
         while (status := await session.status()) == "inmigrate" and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         if status == "inmigrate":
-            async with prepared(session):
+            async with prepared(session, may_stay=True):
                 await _load(session, standing, timeline)
             return
         await go_on(session, run=standing.saved.was_running)
@@ -192,18 +192,21 @@ def resume(
     places: Places,
     started: Callable[[Timeline], None] = lambda _: None,
     early: Early | None = None,
+    waits: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Bring back every guest that an update saved. Can be run again for those that failed.
 
     :param started: is called as soon as every QEMU has been started, the moment for what
         does not bring guests back, such as telling about them.
     :param early: what has been done already.
-    :raises PkernfsError: the store can't be mounted.
+    :param waits: is told, once, what is going on that is soon over: that is waited for.
+    :raises PkernfsError: the store can't be mounted, or an update, a resume or a recovery is
+        going on.
     """
     timeline = Timeline(machine)
-    ago = _since_start_of_process()
     held = early.lock if early else None
-    with update_lock(places, "resume", held), contextlib.ExitStack() as stack:
+    with update_lock(places, "resume", held, waits), contextlib.ExitStack() as stack:
+        ago = _since_start_of_process()
         _mark_begin(machine, timeline, early, ago)
         with timeline.phase("mount") if early is None else contextlib.nullcontext():
             unmounted = mount_stores(machine, places.store)
@@ -286,7 +289,7 @@ async def _pass(passing: Standing, timeline: Timeline) -> None:
     async with (
         handed_in(passing.guest) as handed,
         monitor(passing.guest, START_S) as session,
-        prepared(session),
+        prepared(session, may_stay=True),
     ):
         timeline.mark("end", "start", passing.guest.name)
         await _load(session, passing, timeline, handed)

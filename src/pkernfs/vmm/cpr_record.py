@@ -16,7 +16,7 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
@@ -173,17 +173,25 @@ def _write_stream(path: Path, stream: bytes) -> None:
         os.fsync(file.fileno())
 
 
-async def save(session: Monitor, path: Path, timeout: float) -> tuple[Moment | None, Moment]:
+async def save(
+    session: Monitor,
+    path: Path,
+    timeout: float,
+    saw: Callable[[bool], None] = lambda _: None,
+) -> tuple[Moment | None, Moment]:
     """Stop a guest with passed-through devices and take its state down.
 
     QEMU is left waiting; :func:`pkernfs.vmm.monitor.go_on` cancels that.
 
     :param path: file for the migration stream; the rest lies beside it.
     :param timeout: seconds that all of it may take.
+    :param saw: as for :func:`pkernfs.vmm.monitor.save`.
     :returns: as :func:`pkernfs.vmm.monitor.save`.
     :raises PkernfsError: it failed.
     """
+    session.forget_events()
     guest, run, stopped = session.guest, await session.is_running(), None
+    saw(run)
     fds: list[int] = []
     try:
         async with asyncio.timeout(timeout):

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 from pkernfs.errors import PkernfsError
-from pkernfs.vmm import protocol
+from pkernfs.vmm import process, protocol
 from pkernfs.vmm.config import RAM_ID, Guest
 from pkernfs.vmm.process import log_tail
 
@@ -97,6 +97,11 @@ class Monitor:
     def _gone(self, doing: str) -> str:
         said = log_tail(self.guest)
         return f"guest {self.guest.name}: QEMU ended at {doing}" + (f": {said}" if said else "")
+
+    def forget_events(self) -> None:
+        """From here on only what is yet to come counts."""
+        self._events.clear()
+        self._seen.clear()
 
     async def wait_for(self, timeout: float, *wanted: str) -> Moment:
         """Wait for the first of these events, or return one that came already.
@@ -197,8 +202,12 @@ async def monitor(guest: Guest, timeout: float = ANSWER_S) -> AsyncIterator[Moni
             await client.disconnect()
 
 
+class StillPreparedError(PkernfsError):
+    """A guest's QEMU could not be told to forget what an update had told it."""
+
+
 @contextlib.asynccontextmanager
-async def prepared(session: Monitor) -> AsyncIterator[None]:
+async def prepared(session: Monitor, *, may_stay: bool = False) -> AsyncIterator[None]:
     """Have QEMU know within the block how state is saved and loaded.
 
     See :mod:`pkernfs.vmm.protocol`.
@@ -206,14 +215,30 @@ async def prepared(session: Monitor) -> AsyncIterator[None]:
     A guest with passed-through devices is saved as if another QEMU took it over at once:
     ``cpr-transfer``, see :mod:`pkernfs.vmm.cpr_record`.
 
+    :param may_stay: the guest is worth more than its settings: it is no failure when they
+        can't be taken back. Doctor finds them then.
     :raises PkernfsError: this QEMU can't.
+    :raises StillPreparedError: it can't be taken back; says also what else went wrong.
     """
-    await _configure(session, update=True)
+    failed: BaseException | None = None
     try:
+        await _configure(session)
         yield
+    except BaseException as error:
+        failed = error
+        raise
     finally:
-        with contextlib.suppress(PkernfsError):
+        try:
             await unprepare(session)
+        except PkernfsError as error:
+            # A QEMU that has ended has forgotten everything.
+            if not may_stay and process.running(session.guest) is not None:
+                before = f"{failed}; " if failed is not None and str(failed) else ""
+                raise StillPreparedError(
+                    f"{before}guest {session.guest.name}: what its QEMU was told for the update "
+                    f"can't be taken back: {error.what}",
+                    "pkernfs update --recover tries again",
+                ) from (failed or error)
 
 
 async def unprepare(session: Monitor) -> None:
@@ -221,13 +246,31 @@ async def unprepare(session: Monitor) -> None:
 
     :raises PkernfsError: QEMU refuses.
     """
-    await _configure(session, update=False)
+    refused = None
+    for command, arguments in protocol.settings(update=False, devices=session.passes_devices):
+        try:
+            await session.execute(command, arguments)
+        except PkernfsError as error:
+            if not isinstance(error.__cause__, ExecuteError):
+                raise
+            refused = refused or error
+    # A QEMU that does not know a setting refuses also to take it back.
+    if refused is not None and await settings_left(session):
+        raise refused
 
 
-async def _configure(session: Monitor, *, update: bool) -> None:
-    devices = session.passes_devices
-    for command, arguments in protocol.settings(update=update, devices=devices):
+async def _configure(session: Monitor) -> None:
+    for command, arguments in protocol.settings(update=True, devices=session.passes_devices):
         await session.execute(command, arguments)
+
+
+async def settings_left(session: Monitor) -> list[str]:
+    """Which of an update's settings QEMU has now, in its own words; nothing is changed."""
+    capabilities = await session.execute("query-migrate-capabilities")
+    on = {each["capability"] for each in capabilities if each["state"]}
+    mode = (await session.execute("query-migrate-parameters")).get("mode", "normal")
+    ours = {"x-ignore-shared"} | ({"return-path"} if session.passes_devices else set())
+    return [*sorted(on & ours), *([f"mode {mode}"] if mode != "normal" else [])]
 
 
 async def why_not_saved(session: Monitor) -> str | None:
@@ -236,7 +279,12 @@ async def why_not_saved(session: Monitor) -> str | None:
     return "; ".join(reasons) if reasons else None
 
 
-async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | None, Moment]:
+async def save(
+    session: Monitor,
+    state: Path,
+    timeout: float,
+    saw: Callable[[bool], None] = lambda _: None,
+) -> tuple[Moment | None, Moment]:
     """Stop the guest and write its devices to a file; its memory is not in there.
 
     QEMU is left standing in the state "postmigrate": its disks are flushed and given
@@ -244,6 +292,7 @@ async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | 
 
     :param state: file to write.
     :param timeout: seconds that stopping and saving may take together.
+    :param saw: is told whether the processors run, right before they are stopped.
     :returns: when the processors stopped (None when they did not run before), and when
         the state was complete.
     :raises PkernfsError: it failed; QEMU's own message is in it.
@@ -251,8 +300,11 @@ async def save(session: Monitor, state: Path, timeout: float) -> tuple[Moment | 
     if session.passes_devices:
         from pkernfs.vmm import cpr_record
 
-        return await cpr_record.save(session, state, timeout)
+        return await cpr_record.save(session, state, timeout, saw)
+    # Its user may have paused it since the session began, and let it run again.
+    session.forget_events()
     run = await session.is_running()
+    saw(run)
     await session.execute("migrate", {"uri": f"file:{state}"})
     done = await session.wait_for(
         timeout, "MIGRATION/completed", "MIGRATION/failed", "MIGRATION/cancelled"

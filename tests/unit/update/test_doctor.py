@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -16,9 +17,12 @@ from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
 from pkernfs.update.lock import update_lock
 from pkernfs.update.waiting import Resumed
+from pkernfs.vmm import protocol
 from pkernfs.vmm.config import Guest
+from pkernfs.vmm.monitor import Monitor, monitor
 from tests.answers import answers
 from tests.unit.update.fakes import FakeKexec, all_run_on, jumper, kexec_to, qmp
+from tests.unit.update.processes import die, in_child, killed
 from tests.unit.vmm.fakes import FakeHost, host
 
 __all__ = ["host", "jumper"]
@@ -56,6 +60,77 @@ def test_each_guest_is_asked(host: FakeHost) -> None:
     (found,) = _named(host, "guest.a")
     assert (found.status, found.overridable) == (Status.BLOCKER, False)
     assert "can't be saved: a device" in found.text
+
+    assert found.hint.startswith("pkernfs update --dry-run")
+
+
+def test_what_forbids_a_migration_of_a_guest_with_devices_is_a_note(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not forbid an update, and QEMU says it of each of them."""
+    host.start("a")
+    host.misbehave("blocked")
+    monkeypatch.setattr(Monitor, "passes_devices", True)
+    (found,) = _named(host, "guest.a")
+    assert (found.status, "a device" in found.text) == (Status.NOTE, True)
+    assert found.hint.startswith("pkernfs update --dry-run")
+
+
+@answers(
+    phase="check",
+    failure="doctor is killed while it asks the guests",
+    outcome="nothing was set on them, so an ordinary migration takes their memory along",
+)
+def test_a_killed_doctor_leaves_nothing_on_a_guest(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.start("a")
+
+    async def deadly(_: Monitor) -> bool:
+        die()
+        return True
+
+    monkeypatch.setattr(Monitor, "is_running", deadly)
+    killed(in_child(lambda: _examine(host)))
+    all_run_on(host, jumper, "a")
+
+
+@answers(
+    phase="check",
+    failure="something that was killed has left an update's settings on a guest",
+    outcome="doctor has a note; --dry-run takes them back",
+)
+def test_settings_that_were_left_are_a_note(host: FakeHost, jumper: FakeKexec) -> None:
+    guest = host.start("a")
+
+    async def prepare() -> None:
+        async with monitor(guest) as session:
+            for command, arguments in protocol.settings(update=True):
+                await session.execute(command, arguments)
+
+    asyncio.run(prepare())
+    (found,) = _named(host, "settings.a")
+    assert (found.status, "--dry-run" in found.hint) == (Status.NOTE, True)
+    assert "x-ignore-shared and mode cpr-reboot" in found.text
+    assert _blockers(host) == []
+    assert qmp(guest, "query-migrate-parameters")["mode"] == "cpr-reboot"  # it only looks
+    handover.dry_run(host.machine, host.places, handover.Request())
+    assert not _named(host, "settings.a")
+    all_run_on(host, jumper, "a")
+
+
+def test_doctor_keeps_nobody_from_anything(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.start("a")
+    held = []
+
+    async def look(_: Monitor) -> bool:
+        with update_lock(host.places):
+            held.append(True)
+        return True
+
+    monkeypatch.setattr(Monitor, "is_running", look)
+    assert _blockers(host) == []
+    assert held == [True]
 
 
 def test_a_guest_that_does_not_answer_blocks(host: FakeHost) -> None:
@@ -105,6 +180,10 @@ def test_another_update_is_named(host: FakeHost) -> None:
     host.start("a")
     with update_lock(host.places):
         (found,) = _named(host, "update.running")
+        Journal(host.places).note(journal.GUEST, "a")
+        # Its steps are no leftovers, and its guests are not asked.
+        assert _blockers(host) == ["update.running"]
+        assert not _named(host, "guest.a")
     assert f"another update is going on: process {os.getpid()}" in found.text
 
 

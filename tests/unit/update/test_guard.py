@@ -18,7 +18,7 @@ from pkernfs.update import guard, handover, journal, lock, plan, quiesce, recove
 from pkernfs.update.timeline import Timeline
 from pkernfs.vmm.config import Guest
 from tests.answers import answers
-from tests.unit.update.fakes import FakeKexec, all_run_on, guard_of, run_update
+from tests.unit.update.fakes import FakeKexec, all_run_on, guard_of, qmp, run_update
 from tests.unit.update.processes import die, in_child, killed, until_free
 from tests.unit.vmm.fakes import FakeHost
 
@@ -86,7 +86,7 @@ def test_a_guest_that_did_not_run_on_is_tried_once_more(
 
 
 def _never_lets_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise PkernfsError("guest a: QEMU refuses cont")
 
     monkeypatch.setattr(quiesce, "let_run", fail)
@@ -138,6 +138,33 @@ def test_a_guest_that_answers_later_runs_on_without_anybody(
     assert "refuses cont" in value["text"]
     assert "was ended and is undone; as before: a" in (host.root / "dev/kmsg").read_text()
     assert [vm["survived"] for vm in value["vms"]] == [True]
+
+
+@answers(
+    phase="up to the jump",
+    failure="a QEMU keeps what it was told for an update that is given up",
+    outcome="the guests run on; the guard tries again for ten minutes; then --recover",
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_qemu_that_stays_prepared_is_told_again(
+    host: FakeHost, jumper: FakeKexec, soon: None, dry: bool
+) -> None:
+    """A migration to another host would leave the guest's memory behind until then."""
+    guest = host.start("a")
+    host.misbehave("keeps")
+    with pytest.raises(PkernfsError, match="fake mode is kept") as caught:
+        if dry:
+            handover.dry_run(host.machine, host.places, handover.Request())
+        else:
+            run_update(host)
+    assert ("refuses to start" in caught.value.what) is not dry
+    assert "tries again for 10 minutes" in caught.value.hint
+    assert host.states() == {"a": "running"}
+    assert qmp(guest, "query-migrate-parameters")["mode"] == "cpr-reboot"
+    host.misbehave("")
+    until_free(host)
+    all_run_on(host, jumper, "a")
+    assert journal.read(host.places) is None
 
 
 def test_what_never_answers_is_left_to_recover(

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -15,12 +18,17 @@ from pkernfs.host import kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.update import handover, plan, quiesce, report
 from pkernfs.update.lock import update_lock
+from pkernfs.vmm.config import Guest
+from pkernfs.vmm.monitor import Monitor
 from tests.answers import answers
 from tests.unit.update.fakes import (
     FakeKexec,
     all_run_on,
+    kexec_to,
+    qmp,
     run_update,
 )
+from tests.unit.update.processes import die, in_child, killed, until_free
 from tests.unit.vmm.fakes import REGION, FakeHost
 
 
@@ -78,6 +86,20 @@ def test_a_guest_that_can_not_be_saved_lets_all_run_on(
         run_update(host)
     host.misbehave("")
     all_run_on(host, jumper, "a", "b")
+
+
+@answers(
+    phase="check",
+    failure="a guest's QEMU refuses half of what it is told for an update",
+    outcome="refused, and the other half is taken back",
+)
+def test_a_qemu_that_is_prepared_by_half_is_as_before(host: FakeHost, jumper: FakeKexec) -> None:
+    """A migration to another host would leave the guest's memory behind otherwise."""
+    host.start("a")
+    host.misbehave("half")
+    with pytest.raises(PkernfsError, match="'mode' is unexpected"):
+        run_update(host)
+    all_run_on(host, jumper, "a")
 
 
 def test_a_dead_socket_stops_the_update_before_anything(host: FakeHost, jumper: FakeKexec) -> None:
@@ -160,6 +182,79 @@ def test_a_signal_while_a_guest_is_paused_lets_it_run_on(
         run_update(host)
     sender.join()
     all_run_on(host, jumper, "a")
+
+
+def _meanwhile(monkeypatch: pytest.MonkeyPatch, guest: Guest, command: str) -> None:
+    """Its user pauses a guest, or lets it run, between the check and the pause."""
+    quiesced = quiesce.quiesced
+
+    def later(sessions: list[Monitor], *arguments: Any) -> Any:
+        @contextlib.asynccontextmanager
+        async def block() -> AsyncIterator[None]:
+            for session in sessions:
+                if session.guest.name == guest.name:
+                    await session.execute(command)
+            async with quiesced(sessions, *arguments):
+                yield
+
+        return block()
+
+    monkeypatch.setattr(handover, "quiesced", later)
+
+
+@answers(
+    phase="pause, save",
+    failure="a guest's user pauses it, or lets it run, after the check",
+    outcome="it is as it was right before the pause, also when the update is killed",
+)
+@pytest.mark.parametrize("end", ["fails", "killed"])
+@pytest.mark.parametrize("command", ["cont", "stop"])
+def test_a_guest_is_as_it_was_right_before_the_pause(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch, command: str, end: str
+) -> None:
+    guest = host.start("a")
+    if command == "cont":
+        qmp(guest, "stop")
+    _meanwhile(monkeypatch, guest, command)
+    if end == "killed":
+        jumper.jump = die
+        killed(in_child(lambda: run_update(host)))
+        until_free(host)
+    else:
+        with pytest.raises(PkernfsError, match="refuses to start"):
+            run_update(host)
+    # Not running is QEMU's "postmigrate" after it was saved.
+    assert host.states() == {"a": "running" if command == "cont" else "postmigrate"}
+
+
+def test_a_guest_that_was_not_paused_yet_is_left_alone(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update fails before its turn, and its user has paused it meanwhile."""
+    guest = host.start("a")
+    _meanwhile(monkeypatch, guest, "stop")
+
+    async def fail(*_: object) -> None:
+        raise PkernfsError("another guest can't be saved")
+
+    monkeypatch.setattr(quiesce, "_quiesce_all", fail)
+    with pytest.raises(PkernfsError, match="another guest"):
+        run_update(host)
+    assert host.states() == {"a": "paused"}
+
+
+@pytest.mark.parametrize("command", ["cont", "stop"])
+def test_the_next_kernel_is_told_what_was_right_before_the_pause(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    guest = host.start("a")
+    if command == "cont":
+        qmp(guest, "stop")
+    _meanwhile(monkeypatch, guest, command)
+    kexec_to(host, jumper)
+    saved = guest.saved()
+    assert saved is not None
+    assert saved.was_running == (command == "cont")
 
 
 def test_two_updates_at_once(host: FakeHost, jumper: FakeKexec) -> None:

@@ -4,7 +4,8 @@
 FAKE_QEMU (a file) may name a way to misbehave, one word: ``dies`` at start, ``mute``
 (never greets), ``blocked`` (can't be saved), ``fails`` (saving fails), ``hangs`` (saving
 never ends), ``fat`` (memory ends up in the state), ``refuses`` (loading fails), ``stuck``
-(loading never ends).
+(loading never ends), ``half`` (knows no mode), ``keeps`` (does not go back to its own way
+of migrating).
 """
 
 import contextlib
@@ -68,7 +69,10 @@ class FakeQemu:
                 self.status = "running"
             return {"error-desc": self.error, "status": status, **blocked}
         if command == "query-migrate-parameters":
-            return self.settings
+            return {"mode": self.settings["mode"]}
+        if command == "query-migrate-capabilities":
+            names = [name for name in self.settings if name != "mode"]
+            return [{"capability": name, "state": self.settings[name]} for name in names]
         if command == "query-version":
             return {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
         if command == "qom-list":
@@ -98,6 +102,17 @@ class FakeQemu:
             self.settings[capability["capability"]] = capability["state"]
         if command == "migrate_cancel" and self.migration == "active":
             self.migration = "cancelling"
+
+    def refuses(self, command: str, arguments: dict[str, Any]) -> str:
+        """Why a command is refused; empty: it is not."""
+        how = behaviour()
+        if command == "cont" and how == "stays":
+            return "fake disk is locked"
+        if command == "migrate-set-parameters" and how == "half":
+            return "Parameter 'mode' is unexpected"
+        if arguments.get("mode") == "normal" and how == "keeps":
+            return "fake mode is kept"
+        return ""
 
     def migrate(self, path: Path) -> None:
         assert self.settings["mode"] == "cpr-reboot"
@@ -137,8 +152,8 @@ class FakeQemu:
         self.send({"QMP": {"version": version, "capabilities": []}})
         for request in self.requests():
             command, arguments = request["execute"], request.get("arguments", {})
-            if command == "cont" and behaviour() == "stays":
-                error = {"class": "GenericError", "desc": "fake disk is locked"}
+            if why := self.refuses(command, arguments):
+                error = {"class": "GenericError", "desc": why}
                 self.send({"error": error, "id": request.get("id")})
                 continue
             if command == "cont" and behaviour() == "silent":
