@@ -269,7 +269,9 @@ def test_a_dry_run_changes_nothing(host: FakeHost, jumper: FakeKexec) -> None:
     )
     assert planned.kernel_after == "7.3.4"
     marker = f"pkernfs_update={planned.update}"
-    assert planned.boot_line == f"quiet memmap=1G$4G pkernfs.region={REGION} {marker} panic=30 single"
+    assert (
+        planned.boot_line == f"quiet memmap=1G$4G pkernfs.region={REGION} {marker} panic=30 single"
+    )
     assert [(guest.name, guest.was_running) for guest in planned.guests] == [("a", True)]
     assert not host.places.updates.exists()
     all_run_on(host, jumper, "a")
