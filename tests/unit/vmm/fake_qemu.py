@@ -4,7 +4,8 @@
 FAKE_QEMU (a file) may name a way to misbehave, one word: ``dies`` at start, ``mute``
 (never greets), ``blocked`` (can't be saved), ``fails`` (saving fails), ``hangs`` (saving
 never ends), ``fat`` (memory ends up in the state), ``refuses`` (loading fails), ``stuck``
-(loading never ends).
+(loading never ends), ``discards`` (empties its memory when it ends, unless told not to),
+``empties`` (does so whatever it is told).
 """
 
 import contextlib
@@ -34,6 +35,8 @@ class FakeQemu:
         self.status = "inmigrate" if incoming else "running"
         self.error = ""
         self.migration = "none"
+        # A memory backend with discard-data=on, which may be set off.
+        self.told_to_keep = False
         self.settings: dict[str, Any] = {"mode": "normal", "x-ignore-shared": False}
 
     def send(self, message: object) -> None:
@@ -73,6 +76,8 @@ class FakeQemu:
             return {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
         if command == "qom-list":
             return [{"name": "nic", "type": "child<fake-nic>"}]
+        if command == "qom-get":
+            return behaviour() in ("discards", "empties") and not self.told_to_keep
         if command == "x-query-ramblock":
             table = (
                 "Name PSize Offset Used Total HVA RO\n"
@@ -96,6 +101,8 @@ class FakeQemu:
             self.settings |= arguments
         for capability in arguments.get("capabilities", []):
             self.settings[capability["capability"]] = capability["state"]
+        if command == "qom-set" and behaviour() != "empties":
+            self.told_to_keep = arguments["value"] is False
         if command == "migrate_cancel" and self.migration == "active":
             self.migration = "cancelling"
 
