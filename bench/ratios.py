@@ -53,7 +53,7 @@ _BARE = """
 import sys
 sys.path.insert(0, "/usr/lib/pkernfs")
 from pathlib import Path
-from pkernfs.host import kexec
+from pkernfs.host import freeze, kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
 machine = Machine()
@@ -61,7 +61,7 @@ version = machine.kernel
 image, initrd = Path(f"/boot/vmlinuz-{version}"), Path(f"/boot/pkernfs-lab-initrd-{version}")
 line = machine.boot_line.without("pkernfs_update", "elfcorehdr")
 kexec.load(Kernel(version, image, initrd), str(line))
-with kexec.frozen_filesystems(machine):
+with freeze.frozen_filesystems(machine):
     kexec.jump()
 """
 

@@ -38,7 +38,7 @@ static int add_name(struct mnt_idmap *idmap, struct inode *dir, struct dentry *d
 	struct inode *inode;
 	int err;
 
-	if (pkernfs_inode_is_kernel_dir(dir))
+	if (pkernfs_inode_is_kernel_dir(dir) || pkernfs_name_is_kernels(dir, name))
 		return -EPERM;
 
 	inode = new_inode(dir->i_sb);
@@ -136,9 +136,9 @@ static int pkernfs_rename(struct mnt_idmap *idmap, struct inode *old_dir, struct
 	/* The VFS itself looks after NOREPLACE; exchanging two names is not one atomic step. */
 	if (flags & ~RENAME_NOREPLACE)
 		return -EINVAL;
-	/* Files for the kernel alone stay where it finds them. */
+	/* Files for the kernel alone stay where it finds them, and no others come there. */
 	if (pkernfs_inode_is_kernel_dir(old_dir) || pkernfs_inode_is_kernel_dir(new_dir) ||
-	    pkernfs_inode_is_kernel_dir(inode))
+	    pkernfs_inode_is_kernel_dir(inode) || pkernfs_name_is_kernels(new_dir, name))
 		return -EPERM;
 	if (victim && S_ISREG(victim->i_mode) && pkernfs_blocks_busy(victim, 0, U32_MAX))
 		return -EBUSY;

@@ -96,6 +96,13 @@ bool pkernfs_inode_is_kernel_dir(struct inode *dir)
 	return is;
 }
 
+/* The name that pkernfs_is_kernel_dir() goes by: only make_child() gives it. */
+bool pkernfs_name_is_kernels(const struct inode *dir, const struct qstr *name)
+{
+	return dir == d_inode(dir->i_sb->s_root) && name->len == strlen(KERNEL_DIR) &&
+	       !memcmp(name->name, KERNEL_DIR, name->len);
+}
+
 static int refuse_open(struct inode *inode, struct file *file)
 {
 	return -EPERM;

@@ -14,7 +14,11 @@ static struct timespec64 stored_time(__le64 ns)
 	return ns_to_timespec64(le64_to_cpu(ns));
 }
 
-/* Times are stored in place, in memory that is there anyway: no write-back. */
+/*
+ * Times are stored in place, in memory that is there anyway: no write-back. The store
+ * is locked since before they were set, or a fault's pkernfs_inode_sync() could have
+ * put the old ones back.
+ */
 static void store_times(struct inode *inode)
 {
 	struct pkernfs_region *region = pkernfs_region(inode);
@@ -25,10 +29,9 @@ static void store_times(struct inode *inode)
 	s64 mtime_ns = timespec64_to_ns(&mtime);
 	s64 ctime_ns = timespec64_to_ns(&ctime);
 
-	pkernfs_lock(region);
+	lockdep_assert_held_write(&region->lock);
 	pkernfs_node_set_times(region->store, pkernfs_node(inode),
 			       &atime_ns, &mtime_ns, &ctime_ns);
-	pkernfs_unlock(region);
 }
 
 /* Takes over what the store says; the store is locked. */
@@ -124,12 +127,16 @@ void pkernfs_evict_inode(struct inode *inode)
 	pkernfs_unlock(region);
 }
 
-/* chmod and chown: a new slot. On failure the inode is as it was. */
+/*
+ * chmod and chown: a new slot. On failure the inode is as it was. The store is locked
+ * throughout: a fault takes the inode over from the store at any time.
+ */
 static int store_attr(struct mnt_idmap *idmap, struct inode *inode, struct iattr *attr)
 {
 	struct pkernfs_region *region = pkernfs_region(inode);
 	int err = 0;
 
+	pkernfs_lock(region);
 	setattr_copy(idmap, inode, attr);
 	if (attr->ia_valid & (ATTR_MODE | ATTR_UID | ATTR_GID)) {
 		const struct pkernfs_attr new = {
@@ -138,20 +145,14 @@ static int store_attr(struct mnt_idmap *idmap, struct inode *inode, struct iattr
 			.gid	= i_gid_read(inode),
 			.now_ns	= pkernfs_now(),
 		};
-		struct timespec64 atime = inode_get_atime(inode);
-		struct timespec64 mtime = inode_get_mtime(inode);
 
-		pkernfs_lock(region);
 		err = pkernfs_node_set_attr(region->store, pkernfs_node(inode), &new);
-		pkernfs_inode_sync(inode);
-		pkernfs_unlock(region);
-		if (err)
-			return err;
-		inode_set_atime_to_ts(inode, atime);
-		inode_set_mtime_to_ts(inode, mtime);
 	}
-	store_times(inode);
-	return 0;
+	if (!err)
+		store_times(inode);
+	pkernfs_inode_sync(inode);
+	pkernfs_unlock(region);
+	return err;
 }
 
 int pkernfs_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct iattr *attr)
@@ -218,20 +219,27 @@ int pkernfs_getattr(struct mnt_idmap *idmap, const struct path *path, struct kst
 #ifdef PKERNFS_UPDATE_TIME_HAS_TYPE
 int pkernfs_update_time(struct inode *inode, enum fs_update_time type, unsigned int flags)
 {
+	struct pkernfs_region *region = pkernfs_region(inode);
 	int dirty;
 
 	if (flags & IOCB_NOWAIT)
 		return -EAGAIN;
+	pkernfs_lock(region);
 	dirty = inode_update_time(inode, type, flags);
 	if (dirty > 0)
 		store_times(inode);
+	pkernfs_unlock(region);
 	return min(dirty, 0);
 }
 #else
 int pkernfs_update_time(struct inode *inode, int flags)
 {
+	struct pkernfs_region *region = pkernfs_region(inode);
+
+	pkernfs_lock(region);
 	if (inode_update_timestamps(inode, flags))
 		store_times(inode);
+	pkernfs_unlock(region);
 	return 0;
 }
 #endif

@@ -31,7 +31,8 @@ static int find_super(struct pkernfs_store *store, u8 *block0, struct loading *l
 
 	if (!a_valid && !b_valid) {
 		if (a->magic != cpu_to_le64(PKERNFS_MAGIC) &&
-		    b->magic != cpu_to_le64(PKERNFS_MAGIC))
+		    b->magic != cpu_to_le64(PKERNFS_MAGIC) &&
+		    pkernfs_store_remains(store->backing, block0) <= 0)
 			return refuse(store, -EINVAL, "no store in this range: pkernfs make, or mount -o init, makes one");
 		return damaged(store, "both super blocks are damaged");
 	}

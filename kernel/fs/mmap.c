@@ -93,7 +93,25 @@ static vm_fault_t fill_hole(const struct piece *piece, u64 *phys)
 	return err ? VM_FAULT_SIGBUS : 0;
 }
 
-/* invalidate_lock is held shared: the file keeps its size and its blocks. */
+/*
+ * Past the end of a file its last page is zero, whatever a mapping has left there, or
+ * a crash between a truncate and its zeroing. A write that makes the file longer has to
+ * wait for the store before it may copy, so it can't be its data that goes.
+ */
+static vm_fault_t zero_tail(const struct piece *piece)
+{
+	struct pkernfs_region *region = pkernfs_region(piece->inode);
+	int err;
+
+	if (sb_rdonly(piece->inode->i_sb))
+		return 0;
+	pkernfs_lock(region);
+	err = pkernfs_node_zero_tail(region->store, pkernfs_node(piece->inode));
+	pkernfs_unlock(region);
+	return err ? VM_FAULT_OOM : 0;
+}
+
+/* invalidate_lock is held shared: the file does not shrink and keeps its blocks. */
 static vm_fault_t fault_locked(const struct piece *piece)
 {
 	struct pkernfs_region *region = pkernfs_region(piece->inode);
@@ -113,6 +131,11 @@ static vm_fault_t fault_locked(const struct piece *piece)
 	up_read(&region->lock);
 	if (!found) {
 		ret = fill_hole(piece, &phys);
+		if (ret)
+			return ret;
+	}
+	if (piece->pos + piece->bytes > size) {
+		ret = zero_tail(piece);
 		if (ret)
 			return ret;
 	}
@@ -162,7 +185,28 @@ static vm_fault_t pkernfs_fault(struct vm_fault *vmf)
 	return pkernfs_huge_fault(vmf, 0);
 }
 
+/*
+ * A VMA that is new, but not by mmap(). If it is to become the new place of one that
+ * mremap() moves, nothing of the file's part may be mapped when that goes on to move
+ * page tables: it takes an entry of 1 GiB for a bad one, and clears it without a flush
+ * of the TLB (mm/mremap.c, get_old_pud()). Then the old address would reach the blocks
+ * also when they are somebody else's. Nobody can fault them in again meanwhile: the old
+ * VMA is locked, and faults elsewhere do no harm.
+ *
+ * mremap() has cleared the new place before. A VMA that is split has its other half
+ * there, and one of a fork belongs to another mm; neither has anything moved.
+ */
+static void pkernfs_vma_open(struct vm_area_struct *vma)
+{
+	if (vma->vm_mm != current->mm ||
+	    find_vma_intersection(vma->vm_mm, vma->vm_start, vma->vm_end))
+		return;
+	unmap_mapping_range(vma->vm_file->f_mapping, (loff_t)vma->vm_pgoff << PAGE_SHIFT,
+			    vma->vm_end - vma->vm_start, 1);
+}
+
 static const struct vm_operations_struct pkernfs_vm_ops = {
+	.open		= pkernfs_vma_open,
 	.fault		= pkernfs_fault,
 	.huge_fault	= pkernfs_huge_fault,
 	.access		= generic_access_phys,	/* lets a debugger look */

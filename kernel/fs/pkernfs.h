@@ -141,6 +141,7 @@ extern const struct inode_operations pkernfs_kernel_iops;
 extern const struct file_operations pkernfs_kernel_fops;
 bool pkernfs_is_kernel_dir(struct pkernfs_region *region, const struct pkernfs_node *node);
 bool pkernfs_inode_is_kernel_dir(struct inode *dir);
+bool pkernfs_name_is_kernels(const struct inode *dir, const struct qstr *name);
 bool pkernfs_blocks_busy(struct inode *inode, u32 file_block, u32 count);
 void pkernfs_guard_mounted(struct pkernfs_region *region);
 

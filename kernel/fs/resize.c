@@ -254,12 +254,19 @@ static bool has_blocks(struct pkernfs_store *store, const struct pkernfs_node *n
 	return pkernfs_node_map(store, node, from, &block, &count) || count < to - from;
 }
 
+int pkernfs_node_zero_tail(struct pkernfs_store *store, struct pkernfs_node *node)
+{
+	const u64 size = le64_to_cpu(node->inode->size);
+
+	pkernfs_assert_locked(store);
+	return zero_bytes(store, node, size, round_up(size, (u64)PKERNFS_SLOT_SIZE));
+}
+
 static int shrink(struct pkernfs_store *store, struct pkernfs_node *node, u64 size, s64 now_ns)
 {
 	const u32 end = DIV_ROUND_UP_ULL(size, PKERNFS_BLOCK_SIZE);
 	const u64 old_size = le64_to_cpu(node->inode->size);
 	const bool cuts = has_blocks(store, node, end, U32_MAX);
-	u64 page_end;
 	int err;
 
 	if (cuts)
@@ -272,8 +279,7 @@ static int shrink(struct pkernfs_store *store, struct pkernfs_node *node, u64 si
 		return err;
 
 	/* What is still mapped of the last page must not show what was cut off. */
-	page_end = round_up(size, (u64)PKERNFS_SLOT_SIZE);
-	if (zero_bytes(store, node, size, page_end))
+	if (pkernfs_node_zero_tail(store, node))
 		store->backing->say(store->backing, "could not zero the end of inode %llu",
 				    node->ino);
 	return 0;

@@ -3,6 +3,7 @@
  * Making, opening and closing a store, and the commit of one step.
  */
 #include <linux/crc32.h>
+#include <linux/sched.h>
 
 #include "store_private.h"
 
@@ -253,6 +254,86 @@ static int make_check(struct pkernfs_backing *backing, const char *label, u32 pa
 	return 0;
 }
 
+/* The fields that no store is without, whatever a flipped bit did to the rest. */
+static bool super_like(const struct pkernfs_super *super)
+{
+	return super->magic == cpu_to_le64(PKERNFS_MAGIC) ||
+	       (super->block_shift == cpu_to_le32(PKERNFS_BLOCK_SHIFT) &&
+		super->slot_shift == cpu_to_le32(PKERNFS_SLOT_SHIFT));
+}
+
+static bool header_like(const struct pkernfs_meta_header *header, u32 block)
+{
+	return header->magic == cpu_to_le64(PKERNFS_META_MAGIC) &&
+	       header->block == cpu_to_le32(block);
+}
+
+/*
+ * A store that was being made when the kernel ended: no copy has its magic number yet, and
+ * there is nothing but what make_block0() writes.
+ */
+static bool half_made(void *block0)
+{
+	const struct pkernfs_meta_header *header =
+		block0 + (PKERNFS_HEADER_SLOT << PKERNFS_SLOT_SHIFT);
+	u32 slot;
+
+	if (super_at(block0, PKERNFS_SUPER_A_SLOT)->magic ||
+	    super_at(block0, PKERNFS_SUPER_B_SLOT)->magic || (u32)le64_to_cpu(header->next))
+		return false;
+	for (slot = PKERNFS_SUPER_A_SLOT + 2; slot < PKERNFS_HEADER_SLOT; slot++)
+		if (slot != PKERNFS_SUPER_B_SLOT &&
+		    !pkernfs_is_zero(block0 + (slot << PKERNFS_SLOT_SHIFT),
+				     1 << PKERNFS_SLOT_SHIFT))
+			return false;
+	return true;
+}
+
+static bool in_block(void *addr, u32 block)
+{
+	bool found;
+
+	found = header_like(addr + (PKERNFS_HEADER_SLOT << PKERNFS_SLOT_SHIFT), block);
+	if (!block) {
+		found = found || super_like(super_at(addr, PKERNFS_SUPER_A_SLOT)) ||
+			super_like(super_at(addr, PKERNFS_SUPER_B_SLOT));
+		found = found && !half_made(addr);
+	}
+	return found;
+}
+
+static int block_remains(struct pkernfs_backing *backing, u32 block)
+{
+	void *addr = backing->map_meta(backing, block);
+	bool found;
+
+	if (!addr)
+		return -ENOMEM;
+	found = in_block(addr, block);
+	backing->unmap_meta(backing, block, addr);
+	return found;
+}
+
+/*
+ * Memory that was in use before is not zero, so that says nothing. A store, or what is left
+ * of one, is known by its super blocks or by the header of any of its metadata blocks.
+ */
+int pkernfs_store_remains(struct pkernfs_backing *backing, void *block0)
+{
+	u32 block;
+
+	if (block0 && in_block(block0, 0))
+		return 1;
+	for (block = block0 ? 1 : 0; block < backing->nr_blocks; block++) {
+		int found = block_remains(backing, block);
+
+		if (found)
+			return found;
+		cond_resched();
+	}
+	return 0;
+}
+
 int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16], const char *label,
 		       u32 page_blocks, const struct pkernfs_attr *root, bool force)
 {
@@ -263,6 +344,13 @@ int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16], const
 	int err;
 
 	err = make_check(backing, label, page_blocks);
+	if (err)
+		return err;
+	err = force ? 0 : pkernfs_store_remains(backing, NULL);
+	if (err > 0) {
+		backing->say(backing, "the range holds a store, or what is left of one");
+		return -EEXIST;
+	}
 	if (err)
 		return err;
 	err = -ENOMEM;
@@ -277,11 +365,6 @@ int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16], const
 
 	a = super_at(block0, PKERNFS_SUPER_A_SLOT);
 	b = super_at(block0, PKERNFS_SUPER_B_SLOT);
-	if (!force && !(pkernfs_is_zero(a, sizeof(*a)) && pkernfs_is_zero(b, sizeof(*b)))) {
-		backing->say(backing, "the range is not empty");
-		err = -EEXIST;
-		goto unmap;
-	}
 	/* The old store ends here, not with its blocks half gone. */
 	pkernfs_put64(&a->magic, 0);
 	pkernfs_put64(&b->magic, 0);

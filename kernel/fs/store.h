@@ -91,7 +91,12 @@ struct pkernfs_usage {
  */
 int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **ret);
 void pkernfs_store_close(struct pkernfs_store *store);
-/* -EEXIST: the first bytes (both super slots) are not all zero and !force. */
+/*
+ * 1: the range holds a store or what is left of one; 0: nothing of ours; or -ENOMEM.
+ * block0: where the first block is mapped already, or NULL.
+ */
+int pkernfs_store_remains(struct pkernfs_backing *backing, void *block0);
+/* -EEXIST: there is, or was, a store and !force. Whatever else lies there is lost. */
 int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16],
 		       const char *label, u32 page_blocks,
 		       const struct pkernfs_attr *root, bool force);
@@ -166,6 +171,11 @@ int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node
  */
 int pkernfs_node_resize(struct pkernfs_store *store, struct pkernfs_node *node,
 			u64 size, s64 now_ns);
+/*
+ * Zeroes what lies past the end of a file in its last page. No step: nothing of it
+ * is content, so a crash on the way leaves the file as it is. -ENOMEM.
+ */
+int pkernfs_node_zero_tail(struct pkernfs_store *store, struct pkernfs_node *node);
 /* Drops the whole blocks [file_block, +count); size stays. */
 int pkernfs_node_punch(struct pkernfs_store *store, struct pkernfs_node *node,
 		       u32 file_block, u32 count, s64 now_ns);

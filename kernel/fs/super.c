@@ -72,35 +72,17 @@ static const struct super_operations pkernfs_super_ops = {
 	.show_devname	= pkernfs_show_devname,
 };
 
-static bool slot_empty(const void *block, u32 slot)
-{
-	return !memchr_inv(block + (slot << PKERNFS_SLOT_SHIFT), 0, 1 << PKERNFS_SLOT_SHIFT);
-}
-
-/* 1: nothing there that could be a store, 0: something, or -ENOMEM. */
-static int range_empty(struct pkernfs_region *region)
-{
-	void *block = pkernfs_map(region, region->base, PKERNFS_BLOCK_SIZE);
-	int empty;
-
-	if (!block)
-		return -ENOMEM;
-	empty = slot_empty(block, PKERNFS_SUPER_A_SLOT) && slot_empty(block, PKERNFS_SUPER_B_SLOT);
-	pkernfs_unmap(block);
-	return empty;
-}
-
-/* Only in an empty range; what there is otherwise, opening it will tell. */
+/* Only where nothing of ours lies; what there is otherwise, opening it will tell. */
 static int make_store(struct pkernfs_region *region)
 {
 	const struct pkernfs_attr root = { .mode = S_IFDIR | 0755, .now_ns = pkernfs_now() };
 	u32 page_blocks = 0;
 	uuid_t uuid;
-	int empty;
+	int remains;
 
-	empty = range_empty(region);
-	if (empty <= 0)
-		return empty;
+	remains = pkernfs_store_remains(&region->backing, NULL);
+	if (remains)
+		return remains < 0 ? remains : 0;
 	if (pkernfs_pages_wanted())
 		page_blocks = pkernfs_pages_blocks(region);
 

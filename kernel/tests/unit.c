@@ -8,7 +8,7 @@ struct pkn *fresh(u32 nr_blocks, u64 base)
 {
 	struct pkn *n = pkn_new(nr_blocks, base);
 
-	expect_is(pkn_make(n, "test", 0, false), 0);
+	expect_is(pkn_make(n, "test", 0, true), 0);
 	expect_is(pkn_open(n), 0);
 	return n;
 }

@@ -385,3 +385,40 @@ def test_a_half_written_guest_is_in_nobodys_way(guest: Tick) -> None:
     host.run(["pkernfs", "vm", "stop", "half", "--force", "--delete"]).check()
     assert lines(host, "ls /mnt/pkernfs/vms") == ["tick"]
     assert [f for f in _doctor(host) if f["status"] == "blocker"] == []
+
+
+# A filesystem in a file of a filesystem in a file: the inner one has the shorter path.
+_NESTED = """
+set -e
+mkdir -p /mnt/scratch/deep/er/outer /mnt/inner
+truncate -s 96M /mnt/scratch/outer.img
+mke2fs -q -F -t ext4 /mnt/scratch/outer.img
+mount -o loop /mnt/scratch/outer.img /mnt/scratch/deep/er/outer
+truncate -s 32M /mnt/scratch/deep/er/outer/inner.img
+mke2fs -q -F -t ext4 /mnt/scratch/deep/er/outer/inner.img
+mount -o loop /mnt/scratch/deep/er/outer/inner.img /mnt/inner
+"""
+
+
+def test_filesystems_on_loop_devices_are_frozen_and_thawed(guest: Tick) -> None:
+    """All of it is real up to the jump, which the kernel refuses."""
+    host = guest.host
+    host.sh(_NESTED).check()
+    try:
+        command = _changed(
+            host,
+            """
+from pkernfs.host import kexec
+jump = kexec.jump
+kexec.jump = lambda: (kexec.unload(), jump())
+Path("/mnt/inner/unwritten").write_bytes(bytes(1 << 20))
+""",
+        )
+        refused(guest, command, "refuses to start the loaded one")
+        for point in ("/mnt/inner", "/mnt/scratch/deep/er/outer", "/mnt/scratch"):
+            host.sh(f"echo thawed >{point}/thawed && sync -f {point}", timeout=60).check()
+    finally:
+        host.sh(
+            "umount /mnt/inner /mnt/scratch/deep/er/outer; rm -rf /mnt/scratch/deep"
+            " /mnt/scratch/outer.img"
+        )

@@ -254,7 +254,8 @@ def _under_lockdown(host: Machine, guest: Tick) -> None:
     host.sh(f"mountpoint -q {security} || mount -t securityfs none {security}").check()
     host.sh(f"echo integrity >{security}/lockdown").check()
     host.allow("Lockdown: .* see man kernel_lockdown")
-    refused(guest, "pkernfs update", "is not signed, and this machine loads signed modules only")
+    back = "pkernfs update --kernel /boot/vmlinuz-6.12*"
+    refused(guest, back, "is not signed, and this machine loads signed modules only")
     # The size of the certificate table, in the fifth data directory of the PE header.
     host.sh(
         "cp /boot/vmlinuz-6.12* /tmp/unsigned && dd if=/dev/zero of=/tmp/unsigned bs=1 count=4"

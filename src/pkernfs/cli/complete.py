@@ -47,7 +47,9 @@ def pci_devices(incomplete: str) -> Iterator[str]:
 
 
 def kernels(incomplete: str) -> Iterator[str]:
-    """Kernels under /boot, and any other file as the shell completes it."""
+    """Kernels under /boot, and any other file as the shell completes it; releases once begun."""
     with contextlib.suppress(OSError):
         names = sorted(str(path) for path in Path("/boot").glob("vmlinuz-*"))
+        if incomplete[:1].isdigit():
+            names = [Path(name).name.removeprefix("vmlinuz-") for name in names]
         yield from (name for name in names if name.startswith(incomplete))

@@ -25,8 +25,8 @@ def doctor(
     kernel: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="The next kernel's bzImage; default: the newest other.",
+            metavar="FILE|RELEASE",
+            help="The next kernel; default: the newest installed.",
             autocompletion=complete.kernels,
         ),
     ] = None,

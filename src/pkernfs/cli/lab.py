@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,6 +76,9 @@ def run(
     append: _Append = "",
     systemd: _Systemd = False,
     no_store: _NoStore = False,
+    zeroed: Annotated[
+        bool, typer.Option("--zeroed", help="Memory starts as zeros, not full of junk.")
+    ] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="Seconds for CMD.")] = 1800,
 ) -> None:
     """Boot a host with pkernfs at /mnt/pkernfs, run CMD in it, exit with its status."""
@@ -82,6 +86,7 @@ def run(
 
     layout = _layout(region, ram, nodes)
     config = _config(kernel, layout, share, append, systemd, no_store)
+    config = dataclasses.replace(config, zeroed=zeroed)
     sys.exit(session.run_command(config, command, timeout))
 
 

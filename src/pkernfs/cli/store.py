@@ -83,7 +83,7 @@ def make(
     address = parse_size(base) if base is not None else where.base or 0
     new = NewStore(base=address, label=label, page_blocks=page_blocks)
     with open_new(where.file, where.offset, where.size) as buffer:
-        make_store(buffer, new, force=force)
+        make_store(buffer, new, force=force, used=where.base is not None)
         blocks = len(buffer)
     print(f"{where.text}: new store {new.uuid} of {blocks >> 20} MiB for a range at {address:#x}")
 

@@ -17,6 +17,7 @@ from pkernfs.vmm.config import Places
 from pkernfs.words import size, table
 
 if TYPE_CHECKING:
+    from pkernfs.errors import PkernfsError
     from pkernfs.update.display import Show
     from pkernfs.update.display.events import Event
     from pkernfs.update.plan import Plan
@@ -48,8 +49,8 @@ def update(
     kernel: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="The next kernel's bzImage; default: the newest other.",
+            metavar="FILE|RELEASE",
+            help="The next kernel; default: the newest installed. Goes back only to a named one.",
             autocompletion=complete.kernels,
         ),
     ] = None,
@@ -107,7 +108,9 @@ def update(
     gone with its kernel: pkernfs report has the rest.
     """
     from pkernfs.errors import PkernfsError
+    from pkernfs.host import kernels
     from pkernfs.update import display, handover, orderly
+    from pkernfs.update.lock import update_lock
 
     names = tuple(name for name in order.split(",") if name)
     request = handover.Request(kernel, initrd, append, names, watchdog, frozenset(override or ()))
@@ -116,8 +119,18 @@ def update(
     if recover:
         _recover(machine, places, as_json)
         return
+    if kernel is None and not load_only and not going_down:
+        try:
+            kernels.default_target(machine, initrd=initrd is None)
+        except kernels.NothingToDoError as error:
+            with update_lock(places, "dry run"):
+                handover.check_leftovers(places)
+            _say_nothing_to_do(error, "pkernfs-plan/1" if dry_run else "pkernfs-event/1", as_json)
+            return
+        except PkernfsError:  # is said where all is checked
+            pass
     if dry_run:
-        _show(handover.dry_run(machine, places, request), as_json)
+        _show(machine, handover.dry_run(machine, places, request), as_json)
         return
     if load_only:
         plan = orderly.load_only(machine, places, request)
@@ -170,14 +183,28 @@ def _recover(machine: Machine, places: Places, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show(plan: Plan, as_json: bool) -> None:
+def _say_nothing_to_do(error: PkernfsError, schema: str, as_json: bool) -> None:
+    if not as_json:
+        print(f"{error.what}\n{error.hint}")
+        return
+    import json
+
+    value = {"schema": schema, "event": "outcome", "subject": "nothing to do"}
+    print(json.dumps({**value, "text": error.what, "hint": error.hint}))
+
+
+def _show(machine: Machine, plan: Plan, as_json: bool) -> None:
     if as_json:
         import dataclasses
         import json
 
         print(json.dumps({"schema": "pkernfs-plan/1", **dataclasses.asdict(plan)}, indent=1))
         return
-    print(f"kernel     {plan.kernel_before} -> {plan.kernel_after}")
+    from pkernfs.host import kernels
+
+    kernel = kernels.Kernel(plan.kernel_after, Path(plan.image), None)
+    remark = ", another build of it" if kernels.is_rebuilt(machine, kernel) else ""
+    print(f"kernel     {plan.kernel_before} -> {plan.kernel_after}{remark}")
     print(f"image      {plan.image}")
     print(f"initrd     {plan.initrd or 'none'}")
     print(f"boot line  {plan.boot_line}")

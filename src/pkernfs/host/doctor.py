@@ -272,16 +272,21 @@ def _signatures(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
         yield note("signatures", f"{why} asks for a signed kernel", f"{which} must be trusted")
 
 
-def _next_kernel(kernel: Kernel | None) -> Iterator[Finding]:
+def _next_kernel(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
     topic = "next kernel"
     if kernel is None:
-        yield note(
-            topic,
-            "no other kernel is installed under /boot",
-            "install one, or name it: pkernfs update --kernel FILE --initrd FILE",
-        )
-    elif kernel.initrd is None:
+        try:
+            kernel = kernels.default_target(machine)
+        except kernels.NothingToDoError as error:
+            yield ok(topic, error.what)
+            return
+        except PkernfsError as error:
+            yield note(topic, error.what, error.hint)
+            return
+    if kernel.initrd is None:
         yield note(topic, f"{kernel.release} has no initrd", "name one: --initrd FILE")
+    elif kernels.is_rebuilt(machine, kernel):
+        yield ok(topic, f"{kernel.release}, {kernel.initrd.name}: another build of the running one")
     else:
         yield ok(topic, f"{kernel.release}, {kernel.initrd.name}")
 
@@ -322,7 +327,7 @@ def examine(machine: Machine, store: Path, kernel: Kernel | None) -> list[Findin
         *_range(machine),
         *_module(machine, kernel),
         *_mount(machine, store),
-        *_next_kernel(kernel),
+        *_next_kernel(machine, kernel),
         *_kexec(machine),
         *_signatures(machine, kernel),
         *_memory(machine, kernel),

@@ -32,6 +32,12 @@ _XLOADFLAGS_AT = 0x236
 _XLF_KERNEL_64 = 1
 _PE32_PLUS = 0x20B
 
+#: What packaging systems and people append to the name of a copy.
+_BACKUP = re.compile(r"(~|\.(old|bak|orig|save|rescue|dpkg-\w+|rpm\w+|ucf-\w+))$")
+
+#: Parts of a release that say which distribution's, or which candidate, but no flavour.
+_NO_FLAVOUR = re.compile(r"(\d+|rc\d*|(deb|bpo|el|fc)\d\w*|bpo)?")
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -47,8 +53,20 @@ class Kernel:
     initrd: Path | None
 
 
+class NothingToDoError(PkernfsError):
+    """No installed kernel is newer than the running one."""
+
+
 def image_release(image: Path) -> str:
     """Release of a bzImage, from its header.
+
+    :raises PkernfsError: as :func:`image_version`.
+    """
+    return image_version(image).split(" ", 1)[0]
+
+
+def image_version(image: Path) -> str:
+    """Release, builder and build of a bzImage, from its header.
 
     The kernel's own loader looks at the header only (arch/x86/kernel/kexec-bzimage64.c):
     it takes an image that was cut short, and the machine is dead after the jump.
@@ -82,7 +100,7 @@ def image_release(image: Path) -> str:
     text = head[offset + 0x200 :].split(b"\0", 1)[0].decode("ascii", "replace")
     if not offset or not text:
         raise problem
-    return text.split(" ", 1)[0]
+    return text
 
 
 def is_signed(image: Path) -> bool:
@@ -136,33 +154,114 @@ def installed(machine: Machine) -> list[Kernel]:
     return sorted(found, key=lambda kernel: version_key(kernel.release), reverse=True)
 
 
-def default_target(machine: Machine) -> Kernel:
-    """The newest installed kernel other than the running one.
+def flavour(release: str) -> tuple[str, ...]:
+    """What a release says beside version and distribution: ``cloud`` and ``amd``, for one."""
+    parts = re.split(r"[-+.~]", release)
+    return tuple(part.rstrip("0123456789") for part in parts if not _NO_FLAVOUR.fullmatch(part))
 
-    :raises PkernfsError: there is none.
+
+def has_modules(machine: Machine, release: str) -> bool:
+    """Is there a directory with the modules of a kernel?"""
+    trees = ("lib/modules", "usr/lib/modules")
+    return any((machine.root / tree / release).is_dir() for tree in trees)
+
+
+def _is_itself(kernel: Kernel) -> bool:
+    """Is the image the kernel that its name says, and no copy of another one?
+
+    One that can't be read counts as itself: whoever chooses it says what is wrong.
+    """
+    try:
+        return image_release(kernel.image) == kernel.release
+    except PkernfsError:
+        return not _BACKUP.search(kernel.image.name)
+
+
+def _missing(machine: Machine, kernel: Kernel, *, initrd: bool) -> str:
+    """What the running kernel has and this one has not, in words."""
+    running = machine.kernel
+    missing = []
+    if initrd and kernel.initrd is None and find_initrd(machine.root / "boot", running):
+        missing.append("initrd")
+    if has_modules(machine, running) and not has_modules(machine, kernel.release):
+        missing.append("modules")
+    return " and no ".join(missing)
+
+
+def default_target(machine: Machine, *, initrd: bool = True) -> Kernel:
+    """The newest installed kernel, if it is newer than the running one.
+
+    It is of the running one's flavour and has what that has: initrd, modules.
+
+    :param initrd: whether it needs an initrd of its own.
+    :raises NothingToDoError: there is none that is newer.
+    :raises PkernfsError: what is newer is not wholly installed.
     """
     running = machine.kernel
+    incomplete = None
     for kernel in installed(machine):
-        if kernel.release != running:
+        if version_key(kernel.release) <= version_key(running):
+            break
+        if flavour(kernel.release) != flavour(running) or not _is_itself(kernel):
+            continue
+        missing = _missing(machine, kernel, initrd=initrd)
+        if not missing:
             return kernel
-    raise PkernfsError(
-        f"no other kernel than the running {running} is installed under /boot",
-        "install one, or name it: pkernfs update --kernel FILE --initrd FILE",
+        incomplete = incomplete or (kernel, missing)
+    if incomplete is not None:
+        kernel, missing = incomplete
+        raise PkernfsError(
+            f"the kernel {kernel.release} is not wholly installed: it has no {missing}",
+            f"finish its installation, or name it: pkernfs update --kernel {kernel.image}",
+        )
+    image = machine.root / "boot" / f"vmlinuz-{running}"
+    if not image.exists():
+        text = f"no kernel under /boot is newer than the running {running}"
+    else:
+        text = f"the newest installed kernel {running} runs already"
+        if is_rebuilt(machine, Kernel(running, image, None)):
+            text += f"; {image} is another build of it"
+    raise NothingToDoError(
+        f"nothing to do: {text}",
+        "to another build, another flavour, or back: pkernfs update --kernel FILE",
     )
+
+
+def is_rebuilt(machine: Machine, kernel: Kernel) -> bool:
+    """Is it another build of the running kernel, under the same name?"""
+    build = machine.read("proc/sys/kernel/version")
+    if kernel.release != machine.kernel or not build:
+        return False
+    try:
+        return not image_version(kernel.image).endswith(build)
+    except PkernfsError:
+        return False
+
+
+def _named(machine: Machine, name: Path) -> Path:
+    """The image that the user means: a file, or the release of an installed kernel."""
+    if len(name.parts) == 1 and not name.exists():
+        image = machine.root / "boot" / f"vmlinuz-{name}"
+        if image.exists():
+            return image
+    return name
 
 
 def choose(machine: Machine, image: Path | None, initrd: Path | None) -> Kernel:
     """The kernel that an update goes to, its files checked.
 
-    :param image: bzImage named by the user; None for the default.
+    :param image: bzImage, or release of an installed kernel, named by the user; None for
+        the default.
     :param initrd: initrd named by the user; None for the one that belongs to the kernel.
+    :raises NothingToDoError: none is named, and the newest one runs.
     :raises PkernfsError: a file is missing, unreadable, or not what it should be.
     """
     if image is None:
-        kernel = default_target(machine)
+        kernel = default_target(machine, initrd=initrd is None)
         release = image_release(kernel.image)
         kernel = Kernel(release, kernel.image, initrd or kernel.initrd)
     else:
+        image = _named(machine, image)
         release = image_release(image)
         kernel = Kernel(release, image, initrd or find_initrd(image.parent, release))
     if kernel.initrd is not None:

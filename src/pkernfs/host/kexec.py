@@ -6,10 +6,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host.kernels import Kernel
@@ -28,10 +26,6 @@ _REBOOT_MAGIC1 = 0xFEE1DEAD
 _REBOOT_MAGIC2 = 672274793
 _REBOOT_CMD_KEXEC = 0x45584543
 _SYS_REBOOT = {"x86_64": 169, "aarch64": 142, "riscv64": 142}
-
-# include/uapi/linux/fs.h: _IOWR('X', 119, int), _IOWR('X', 120, int)
-_FIFREEZE = 0xC0045877
-_FITHAW = 0xC0045878
 
 _HINTS = {
     errno.EPERM: "needs root, and a kernel that does not forbid it: see pkernfs doctor",
@@ -116,80 +110,6 @@ def loaded(kernel: Kernel, boot_line: str) -> Iterator[None]:
         yield
     finally:
         unload()
-
-
-def freezable_mounts(machine: Machine) -> list[Path]:
-    """Mount points of writable filesystems on block devices, the innermost first."""
-    seen: set[str] = set()
-    found = []
-    for line in (machine.read("proc/self/mountinfo") or "").splitlines():
-        fields, _, rest = line.partition(" - ")
-        device, point = fields.split()[2], fields.split()[4]
-        source, options = rest.split()[1], rest.split()[2].split(",")
-        # 0:N are filesystems without a device of their own, but for btrfs.
-        if (device.startswith("0:") and not source.startswith("/dev/")) or "ro" in options:
-            continue
-        if device not in seen:
-            seen.add(device)
-            found.append(Path(point.replace("\\040", " ")))
-    return sorted(found, key=lambda path: len(path.parts), reverse=True)
-
-
-#: Is told of a filesystem: None before it is frozen, then whether it is.
-NoteFreeze = Callable[[Path, bool | None], None]
-
-
-@contextlib.contextmanager
-def frozen_filesystems(
-    machine: Machine, note: NoteFreeze = lambda point, frozen: None
-) -> Iterator[None]:
-    """Have every filesystem on a disk written out and at rest within the block.
-
-    Like a clean unmount for the next kernel (no journal to replay), but it can be
-    undone when the jump fails. Nobody, this program included, may write to a disk
-    within the block. A filesystem that can't be frozen is synced only, one that somebody
-    else has frozen is left to him.
-
-    :param note: keeps what :func:`thaw` has to undo if this process is killed.
-    """
-    os.sync()
-    with contextlib.ExitStack() as undo:
-        for point in freezable_mounts(machine):
-            note(point, None)
-            try:
-                fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                undo.callback(os.close, fd)
-                fcntl.ioctl(fd, _FIFREEZE, 0)
-            except OSError:
-                note(point, False)
-                continue
-            undo.callback(fcntl.ioctl, fd, _FITHAW, 0)
-            note(point, True)
-        yield
-
-
-def thaw(points: Sequence[Path]) -> list[Path]:
-    """Let filesystems be written again that a process froze which is dead.
-
-    :param points: their mount points, in the order in which they were frozen.
-    :returns: those that can't be reached. One that is not frozen is fine.
-    """
-    failed = []
-    for point in reversed(points):
-        try:
-            fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            failed.append(point)
-            continue
-        try:
-            fcntl.ioctl(fd, _FITHAW, 0)
-        except OSError as error:
-            # EINVAL: it was not frozen (thaw_super_locked() in fs/super.c).
-            if error.errno != errno.EINVAL:
-                failed.append(point)
-        finally:
-            os.close(fd)
-    return failed
 
 
 def jump() -> None:

@@ -138,7 +138,11 @@ _REFUSED = {
         "it was made for a range of another size or place",
         "reserve the same range again: dmesg says which; nothing was changed",
     ),
-    errno.EUCLEAN: ("it is damaged", "pkernfs check says where; nothing was changed"),
+    errno.EUCLEAN: (
+        "it is damaged",
+        "pkernfs check says where; nothing was changed. If nothing in it is wanted any more:"
+        " modprobe -r pkernfs && pkernfs make --force",
+    ),
     errno.ENODEV: ("there is no such region", "ls /sys/fs/pkernfs"),
 }
 

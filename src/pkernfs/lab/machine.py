@@ -31,7 +31,7 @@ from pkernfs.lab.console import Console
 from pkernfs.lab.image import host_image
 from pkernfs.lab.layer import Stack, stack
 from pkernfs.lab.link import Hello, Link, Result, Sink
-from pkernfs.lab.memory import Layout, RangeFile
+from pkernfs.lab.memory import Layout, RangeFile, leave_junk
 from pkernfs.lab.paths import build_root
 from pkernfs.lab.progress import say
 
@@ -58,6 +58,7 @@ class HostConfig:
     :ivar scratch: size of the scratch disk, bytes; sparse.
     :ivar used: bytes of the RAM that will really be used, for a host with more RAM than this
         machine has; None: all of it. What is never touched takes nothing.
+    :ivar zeroed: memory starts as zeros, not full of what others left in it.
     :ivar cpus: virtual processors. One, unless races are what is looked for: with more, QEMU
         emulates them in threads of their own, and now and then one executes a breakpoint
         that the kernel had already patched away ("Oops: int3"; a stock kernel patches its
@@ -77,6 +78,7 @@ class HostConfig:
     cpus: int = 1
     scratch: int = 2 << 30
     used: int | None = None
+    zeroed: bool = False
 
 
 def _die_with_parent() -> None:
@@ -248,6 +250,8 @@ class Machine:
         for node, size in enumerate(config.layout.nodes or (config.layout.ram,)):
             with qemu.ram_file(self.ram_file, node).open("wb") as file:
                 file.truncate(size)
+        if not config.zeroed:
+            leave_junk(self.ram_file, config.layout)
         pairs = {name: socket.socketpair() for name in qemu.LINES}
         plan = qemu.Plan(
             config=config,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,11 @@ _SPLIT_FROM = 0xB0000000
 _LOW = 2 * GIB
 HIGH_START = 4 * GIB
 _BLOCK = 2 * MIB
+_PAGE = 4096
+_JUNK_SEED = 1
+_JUNK_STEP = MIB
+_JUNK_REACH = 64 * GIB
+_JUNK_WHOLE = 256 * MIB
 #: What a further NUMA node has beside its region, and what its start needs to a full GiB.
 _BESIDE = GIB
 
@@ -95,6 +101,28 @@ class Layout:
     def boot_words(self) -> tuple[str, ...]:
         """The words of the boot line that reserve the regions and name them."""
         return boot_words(self.regions())
+
+
+def leave_junk(first: Path, layout: Layout) -> None:
+    """Fill a new host's memory with what a warm reboot leaves: anything but zeros.
+
+    The beginning of every region is filled whole; of all else a page here and there, since
+    what was touched takes memory of this machine.
+
+    :param first: the file that backs the first node's RAM; it has its size already.
+    """
+    junk = random.Random(_JUNK_SEED).randbytes(_BLOCK)
+    sizes = layout.nodes or (layout.ram,)
+    for node, size in enumerate(sizes):
+        file = first.with_name(f"{first.name}{node}") if node else first
+        with file.open("r+b", buffering=0) as ram:
+            for at in range(0, min(size, _JUNK_REACH), _JUNK_STEP):
+                ram.seek(at)
+                ram.write(junk[:_PAGE])
+            if layout.region and not layout.nodes:
+                ram.seek(layout.offset)
+                for _ in range(min(layout.region, _JUNK_WHOLE) // _BLOCK):
+                    ram.write(junk)
 
 
 @dataclass(frozen=True)

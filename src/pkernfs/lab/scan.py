@@ -28,6 +28,7 @@ _BAD = (
     r"hard LOCKUP",
     r"still has locks held",
     r"Bad page (state|map)",
+    r"\bbad p[4gmu]d\b",
     r"Objects remaining",
     r"DMAR: .*fault",
     r"DMAR: DRHD: handling fault",

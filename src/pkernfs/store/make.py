@@ -16,6 +16,7 @@ from pathlib import Path
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.store import layout
 from pkernfs.store.image import cannot_map
+from pkernfs.store.remains import remains
 
 _BLANK_SLOT = bytes(layout.SLOT_SIZE)
 _ROOT_MODE = stat.S_IFDIR | 0o755
@@ -91,7 +92,13 @@ def _map(path: Path, offset: int, size: int | None) -> mmap:
         return mmap(file.fileno(), length, offset=offset)
 
 
-def make(buffer: bytearray | mmap | memoryview, new: NewStore, *, force: bool = False) -> None:
+def make(
+    buffer: bytearray | mmap | memoryview,
+    new: NewStore,
+    *,
+    force: bool = False,
+    used: bool = False,
+) -> None:
     """Make a store over the whole of a buffer.
 
     Whenever this is interrupted there is either no store or a complete one: the super
@@ -99,17 +106,16 @@ def make(buffer: bytearray | mmap | memoryview, new: NewStore, *, force: bool = 
 
     :param buffer: writable; its size is the size of the store.
     :param force: replace a store, or whatever else lies there.
-    :raises PkernfsError: the super blocks' slots are not all zero.
+    :param used: the range is memory, whose bytes are nobody's unless they are or were a store;
+        a file that is not blank may be anything.
+    :raises PkernfsError: there is, or was, a store, or a file is not blank.
     :raises UsageError: a value that format.h does not allow.
     """
     with memoryview(buffer) as whole, whole.cast("B") as view:
         check_size(len(view))
         _check(new, len(view))
-        if not force and any(_slot(view, number) != _BLANK_SLOT for number in layout.SUPER_SLOTS):
-            raise PkernfsError(
-                "the range is not blank, it may hold a store",
-                "look with 'pkernfs check'; --force makes a new store and loses what is there",
-            )
+        if not force:
+            _refuse_content(view, used)
         # The end of the old store, before any part of it is gone.
         for number in layout.SUPER_SLOTS:
             _write(view, number * layout.SLOT_SIZE, bytes(layout.WORD.size))
@@ -120,6 +126,19 @@ def make(buffer: bytearray | mmap | memoryview, new: NewStore, *, force: bool = 
         # Slot 0 is a super block, the first that can hold an inode is behind it.
         _put(view, layout.SUPER_SLOTS[0] + 1, _root(new, layout.SUPER_SLOTS[0] + 1))
         _put_supers(view, _super(new, len(view)))
+
+
+def _refuse_content(view: memoryview, used: bool) -> None:
+    if used:
+        taken = remains(lambda number: bytes(_slot(view, number)), len(view))
+        what = "the range holds a store, or what is left of one"
+    else:
+        taken = any(_slot(view, number) != _BLANK_SLOT for number in layout.SUPER_SLOTS)
+        what = "the file is not blank, it may hold a store"
+    if taken:
+        raise PkernfsError(
+            what, "look with 'pkernfs check'; --force makes a new store and loses what is there"
+        )
 
 
 def _put_supers(view: memoryview, content: bytearray) -> None:

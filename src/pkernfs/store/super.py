@@ -10,6 +10,7 @@ from uuid import UUID
 from pkernfs.store import layout
 from pkernfs.store.findings import Code, Report
 from pkernfs.store.image import Image
+from pkernfs.store.remains import remains
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def read_super(image: Image, report: Report) -> SuperBlock | None:
     faults = [_copy_fault(copy) for copy in copies]
     valid = [copy for copy, fault in zip(copies, faults, strict=True) if not fault]
     if not valid:
-        _report_none(copies, faults, report)
+        _report_none(image, copies, faults, report)
         return None
     for slot, fault in zip(layout.SUPER_SLOTS, faults, strict=True):
         if fault:
@@ -75,9 +76,9 @@ def _copy_fault(slot: bytes) -> str:
     return ""
 
 
-def _report_none(copies: list[bytes], faults: list[str], report: Report) -> None:
+def _report_none(image: Image, copies: list[bytes], faults: list[str], report: Report) -> None:
     magic = layout.WORD.pack(layout.MAGIC)
-    if not any(copy.startswith(magic) for copy in copies):
+    if not any(copy.startswith(magic) for copy in copies) and not remains(image.slot, image.size):
         blank = all(map(layout.is_zero, copies))
         text = "there is no store here" + (", all zero" if blank else "")
         report.add(Code.NOT_A_STORE, text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import kernels, kexec
+from pkernfs.host import freeze, kernels, kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
 from pkernfs.update import devices, doctor, journal, recover, watchdog
@@ -38,7 +38,7 @@ Note = Callable[[str, str], None]
 class Request:
     """What the user asked for.
 
-    :ivar image: the next kernel; None for the newest installed one but the running.
+    :ivar image: the next kernel, or its release; None for the newest installed one.
     :ivar initrd: its initrd; None for the one that belongs to it.
     :ivar append: more words for its boot line.
     :ivar order: names of guests that come before all others, in order.
@@ -136,12 +136,12 @@ def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
         written.note(journal.GUARD, str(guard.pid))
         try:
             yield WayBack(written, guard)
-        except NotAllRunError as error:
+        except (NotAllRunError, freeze.StillFrozenError) as error:
             written.note(journal.WHY, str(error))
             written.close(undone=False)
             result = recover.undo(machine, places, str(error))
             if result is not None and not result.failed:
-                raise PkernfsError(f"{error.what}; they do now", "pkernfs vm list") from error
+                raise PkernfsError(f"{error.what}; now it is undone", "pkernfs vm list") from error
             if result is not None and result.unfinished and guard.takes_over():
                 hint = f"process {guard.pid} tries again for {AGAIN_S / 60:.0f} minutes"
                 raise PkernfsError(error.what, f"{hint}; pkernfs vm list") from error
@@ -177,7 +177,7 @@ def _jump(machine: Machine, timeline: Timeline, way_back: WayBack) -> None:
     blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     old = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
-        with kexec.frozen_filesystems(machine, way_back.written.note_freeze):
+        with freeze.frozen_filesystems(machine, way_back.written.note_freeze):
             timeline.mark("end", "hand over")
             timeline.mark("begin", "kernel")
             timeline.close()

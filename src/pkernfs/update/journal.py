@@ -47,7 +47,7 @@ class Journal:
         os.write(self._fd, json.dumps([step, subject]).encode() + b"\n")
 
     def note_freeze(self, point: Path, frozen: bool | None) -> None:
-        """Write how a filesystem's freezing goes; see kexec.frozen_filesystems()."""
+        """Write how a filesystem's freezing goes; see freeze.frozen_filesystems()."""
         if frozen is not True:
             self.note(FREEZE if frozen is None else NOT_FROZEN, str(point))
 

@@ -12,7 +12,7 @@ import asyncio
 from dataclasses import dataclass
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import kexec
+from pkernfs.host import freeze, kexec
 from pkernfs.host.devices import Control
 from pkernfs.host.machine import Machine
 from pkernfs.update import journal
@@ -110,8 +110,8 @@ async def _let_all_run(
 def undo(machine: Machine, places: Places, why: str) -> Recovered | None:
     """Undo what the journal says; the caller holds the lock, so that update is dead.
 
-    Disks come first, because a guest that runs on writes to them; then guests, because
-    they wait.
+    Disks come first, because a guest that runs on writes to them; but guests, because they
+    wait, wait for them no longer than a limit.
 
     :param why: what ended the update, for the report, if the journal does not say it.
     :returns: what was done; None when there is nothing to undo.
@@ -120,11 +120,12 @@ def undo(machine: Machine, places: Places, why: str) -> Recovered | None:
     if begun is None:
         journal.remove(places)  # there may be one that has no step
         return None
-    frozen = kexec.thaw(begun.frozen)
-    failed = [Failure("", f"{point} may still be frozen") for point in frozen]
+    frozen = freeze.thaw(begun.frozen)
     timeline = Timeline(machine)
     fine, unwell = asyncio.run(_let_all_run(places, begun, timeline))
-    failed += unwell
+    # From here on nobody waits.
+    frozen = freeze.thaw(frozen[::-1]) if frozen else []
+    failed = [Failure("", f"{point} may still be frozen") for point in frozen] + unwell
     control = Control()
     if begun.armed and control.armed:
         try:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.host import kernels, kexec
+from pkernfs.host import freeze, kernels, kexec
 from pkernfs.host.bootline import MARKER, BootLine, next_boot_line, word_name
 from pkernfs.host.devices import Control, next_kernel_line
 from pkernfs.host.kernels import Kernel
@@ -182,7 +182,7 @@ def watch(machine: Machine, places: Places, order: Order, say: Callable[[str], N
     say(f"{reason}: going back to {order.kernel.image}")
     _end_resume(places)
     with update_lock(places, "return to the kernel before"):
-        asyncio.run(_end_guests(places))
+        asyncio.run(_end_guests(places, order.kernel.image))
         go_back(machine, places, order, reason)
 
 
@@ -204,9 +204,10 @@ def _end_resume(places: Places) -> None:
         time.sleep(0.1)
 
 
-async def _end_guests(places: Places) -> None:
+async def _end_guests(places: Places, image: Path) -> None:
     """End what resume has started, if none of it has run a guest.
 
+    :param image: of the kernel before, for what to do otherwise.
     :raises PkernfsError: a guest has run, or may have.
     """
     ends = []
@@ -217,7 +218,8 @@ async def _end_guests(places: Places) -> None:
         if not await _will_not_run(guest):
             raise PkernfsError(
                 f"not going back: guest {guest.name} runs in this kernel, or may have run",
-                "pkernfs resume brings back the others; pkernfs update goes back with all",
+                "pkernfs resume brings back the others; "
+                f"pkernfs update --kernel {image} goes back with all",
             )
         ends.append(child)
     for child in ends:
@@ -261,7 +263,7 @@ def go_back(machine: Machine, places: Places, order: Order, reason: str) -> None
                 stack.callback(control.disarm)
         stack.enter_context(kexec.loaded(kernel, str(line)))
         _mark(machine, places, order, reason)
-        stack.enter_context(kexec.frozen_filesystems(machine))
+        stack.enter_context(freeze.frozen_filesystems(machine))
         kexec.jump()
 
 

@@ -27,12 +27,14 @@ from .common import (
     fallocate,
     faults,
     in_child,
+    kernel_log,
     libc,
     opened,
     pattern,
     refused,
 )
 
+_MAYMOVE, _FIXED = 1, 2  # of mremap(2)
 _NOISE = 24  # faults that the interpreter takes itself
 
 
@@ -302,3 +304,95 @@ def a_debugger_can_look(place: Path) -> None:
             with opened(Path("/proc/self/mem"), os.O_RDWR) as mem:
                 got = os.pread(mem, 5000, _address(memory) + PAGE)
                 equal(got, pattern(BLOCK)[PAGE : PAGE + 5000])
+
+
+@contextmanager
+def _room(length: int, align: int) -> Iterator[int]:
+    """Address space that nobody uses, aligned."""
+    room = _map(-1, length + align, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        yield -(-room // align) * align
+    finally:
+        call(libc.munmap(room, length + align))
+
+
+def _move(old: int, length: int, new: int) -> None:
+    libc.mremap.restype = ctypes.c_void_p
+    size = ctypes.c_size_t(length)
+    flags = _MAYMOVE | _FIXED
+    got = libc.mremap(ctypes.c_void_p(old), size, size, flags, ctypes.c_void_p(new))
+    equal(got, new, f"mremap, errno {ctypes.get_errno()}")
+
+
+def _reads(addr: int) -> bool:
+    """Can the kernel read a byte there as we would, through the same TLB?"""
+    read, write = os.pipe()
+    try:
+        return bool(libc.write(write, ctypes.c_void_p(addr), ctypes.c_size_t(1)) == 1)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def _moves_away(place: Path, start: int, length: int) -> None:
+    write = mmap.PROT_READ | mmap.PROT_WRITE
+    with opened(place / "f") as fd, _room(GIB, GIB) as new, kernel_log() as log:
+        fallocate(fd, 0, GIB)
+        old = _map(fd, GIB, write, mmap.MAP_SHARED)
+        equal(old % GIB, 0, "alignment")
+        ctypes.memset(old + start, 0x5A, 1)
+        _move(old + start, length, new + start)
+        equal(_reads(old + start), False, "the old address still reaches the file")
+        equal(ctypes.string_at(new + start, 2), b"\x5a\0", "content at the new address")
+        if length < GIB:
+            equal(ctypes.string_at(old, 1), b"\0", "what stayed")
+        os.ftruncate(fd, 0)
+        equal((_reads(old + start), _reads(new + start)), (False, False), "after a truncate")
+        call(libc.munmap(old, GIB))
+    equal([line for line in log if "bad p" in line], [], "kernel log")
+
+
+@check
+def moving_1_gib_leaves_nothing_behind(place: Path) -> None:
+    _moves_away(place, 0, GIB)
+
+
+@check
+def moving_a_part_of_1_gib_leaves_nothing_behind(place: Path) -> None:
+    _moves_away(place, 512 * MIB, 256 * MIB)
+
+
+@check
+def the_last_page_ends_in_zeros(place: Path) -> None:
+    """Whoever maps it anew finds zeros past the end, whatever was written there before."""
+
+    def tail(fd: int, size: int) -> None:
+        start = size // PAGE * PAGE
+        with _mapped(fd, size - start, start) as memory:
+            got = ctypes.string_at(_address(memory) + size - start, PAGE - size % PAGE)
+        equal(got, bytes(len(got)), f"past {size}")
+
+    def scribble(fd: int, size: int) -> None:
+        start = size // PAGE * PAGE
+        with _mapped(fd, size - start, start) as memory:
+            ctypes.memset(_address(memory) + size - start, 0xAA, PAGE - size % PAGE)
+
+    with opened(place / "f") as fd:
+        os.write(fd, b"\xff" * 2 * PAGE)
+        os.ftruncate(fd, 5000)
+        tail(fd, 5000)
+        scribble(fd, 5000)
+        tail(fd, 5000)
+        scribble(fd, 5000)
+        os.pwrite(fd, b"x" * 1000, 5000)
+        tail(fd, 6000)
+        scribble(fd, 6000)
+        fallocate(fd, 0, 7000)
+        tail(fd, 7000)
+        equal(os.pread(fd, 7000, 0), b"\xff" * 5000 + b"x" * 1000 + bytes(1000))
+        scribble(fd, 7000)
+        fallocate(fd, 4096, 2000, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
+        tail(fd, 7000)
+        scribble(fd, 7000)
+        os.ftruncate(fd, 6500)
+        tail(fd, 6500)

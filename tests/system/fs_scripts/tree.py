@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import socket
 import stat
@@ -14,9 +15,11 @@ from pathlib import Path
 from .common import (
     BLOCK,
     MIB,
+    MOUNT,
     call,
     check,
     equal,
+    fork,
     free_blocks,
     in_child,
     libc,
@@ -288,3 +291,42 @@ def removed_directory_takes_no_more(place: Path) -> None:
         with os.scandir(fd) as entries:
             equal(list(entries), [])
         equal(os.fstat(fd).st_nlink, 0)
+
+
+@check
+def the_kernels_name_is_not_for_others(place: Path) -> None:
+    """What is in a directory of that name could not be opened any more."""
+    (place / "d").mkdir()
+    (place / "d/f").write_text("x")
+    name = MOUNT / "iommu"
+    refused(errno.EPERM, lambda: _rename(place / "d", name))
+    refused(errno.EPERM, lambda: _rename(place / "d/f", name))
+    equal((place / "d/f").read_text(), "x")
+    refused(errno.EPERM, name.mkdir)
+    refused(errno.EPERM, name.touch)
+    refused(errno.EPERM, lambda: name.symlink_to("d"))
+    equal("iommu" in listed(MOUNT), False)
+    _rename(place / "d", place / "iommu")
+    equal((place / "iommu/f").read_text(), "x", "further down it is a name like others")
+
+
+@check
+def attributes_stay_beside_faults(place: Path) -> None:
+    """A fault that fills a hole takes the inode over from the store."""
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, 512 * MIB)
+
+        with mmap.mmap(fd, 512 * MIB) as memory:
+
+            def touch() -> None:
+                for at in range(0, 512 * MIB, BLOCK):
+                    memory[at] = 1
+
+            wait = fork(touch)
+            for turn in range(2000):
+                mode = 0o600 + turn % 64
+                os.fchmod(fd, mode)
+                os.utime(fd, ns=(turn, turn + 1))
+                equal(os.fstat(fd).st_mode & 0o777, mode, f"mode, turn {turn}")
+                equal(os.fstat(fd).st_atime_ns, turn, f"atime, turn {turn}")
+            equal(wait(), 0)

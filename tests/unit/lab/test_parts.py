@@ -138,6 +138,7 @@ def test_boot_line_tells_the_host_what_to_leave_out() -> None:
         "[    1.0] DMAR: [DMA Read NO_PASID] Request device [00:10.0] fault addr 0x200000",
         "[    1.0] Kernel panic - not syncing: x",
         "[    1.0] BUG pkernfs_inode (Tainted: G): Objects remaining on __kmem_cache_shutdown()",
+        "[    1.0] mm/pgtable-generic.c:42: bad pud 0000000098b74865(8000000180000ae7)",
         "[    1.0] lab: initrd: no layer",
     ],
 )

@@ -61,6 +61,39 @@ def test_refuses_what_is_not_blank() -> None:
     assert writer.buffer[: 2 << 20] == before
 
 
+def _used() -> bytearray:
+    return bytearray(bytes(range(1, 252)) * (len(blank()) // 251 + 1))[: len(blank())]
+
+
+def test_memory_that_was_in_use_is_no_store() -> None:
+    buffer = _used()
+    with pytest.raises(PkernfsError, match="not blank"):
+        make.make(buffer, NEW)
+    make.make(buffer, NEW, used=True)
+    assert check(Image(buffer)).findings == ()
+
+
+@pytest.mark.parametrize("lost", [8, SLOT])
+@pytest.mark.parametrize("by", [b"\0", b"\xa5"])
+def test_what_was_a_store_is_not_overwritten(lost: int, by: bytes) -> None:
+    writer = sample()
+    for slot in (0, 256):
+        writer.buffer[slot * SLOT : slot * SLOT + lost] = by * lost
+    before = writer.buffer[:]
+    with pytest.raises(PkernfsError, match="what is left of one"):
+        make.make(writer.buffer, NEW, used=True)
+    assert writer.buffer[:] == before
+
+
+def test_what_was_half_made_is_made_anew() -> None:
+    buffer = blank()
+    make.make(buffer, NEW)
+    for slot in (0, 256):
+        buffer[slot * SLOT : slot * SLOT + 8] = bytes(8)
+    make.make(buffer, NEW, used=True)
+    assert check(Image(buffer)).findings == ()
+
+
 def test_force_leaves_nothing_of_the_old_store() -> None:
     writer = sample()
     make.make(writer.buffer, NEW, force=True)
@@ -144,7 +177,7 @@ def test_an_interrupted_make_over_a_store_leaves_no_mix(monkeypatch: pytest.Monk
             new = result.tree.store.uuid == NEW.uuid
             assert len(result.tree.inodes) == (1 if new else 8)
             assert result.mountable
-    assert Verdict.NOT_A_STORE in seen
+    assert Verdict.DAMAGED in seen
 
 
 def test_open_new_creates_and_grows_files(tmp_path: Path) -> None:

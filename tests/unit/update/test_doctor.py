@@ -10,8 +10,7 @@ import socket
 import pytest
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.host import kernels
-from pkernfs.host.doctor import Finding, Status
+from pkernfs.host.doctor import Finding, Status, default_kernel
 from pkernfs.update import checked, doctor, handover, journal
 from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
@@ -26,7 +25,7 @@ __all__ = ["host", "jumper"]
 
 
 def _examine(host: FakeHost) -> list[Finding]:
-    return doctor.examine(host.machine, host.places, kernels.default_target(host.machine))
+    return doctor.examine(host.machine, host.places, default_kernel(host.machine))
 
 
 def _named(host: FakeHost, id: str) -> list[Finding]:

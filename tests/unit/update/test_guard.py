@@ -80,7 +80,7 @@ def test_a_guest_that_did_not_run_on_is_tried_once_more(
     """The update's own way back fails for a guest; the same code as --recover goes on."""
     host.start("a")
     _never_lets_run(monkeypatch)
-    with pytest.raises(PkernfsError, match=r"not every guest runs on.*they do now"):
+    with pytest.raises(PkernfsError, match=r"not every guest runs on.*now it is undone"):
         run_update(host)
     all_run_on(host, jumper, "a")
 

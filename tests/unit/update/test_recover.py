@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import kexec
+from pkernfs.host import freeze
 from pkernfs.update import handover, journal, lock, plan, recover, report
 from pkernfs.update import resume as resuming
 from pkernfs.update.journal import Journal
@@ -244,7 +244,7 @@ def test_a_journal_that_was_cut_short_still_counts(host: FakeHost) -> None:
 
 
 def test_thawing_what_is_not_there_is_said(tmp_path: Path) -> None:
-    assert kexec.thaw([tmp_path / "gone"]) == [tmp_path / "gone"]
+    assert freeze.thaw([tmp_path / "gone"]) == [tmp_path / "gone"]
 
 
 def test_an_update_killed_before_its_first_step_is_in_nobodys_way(host: FakeHost) -> None:
