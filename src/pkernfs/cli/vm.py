@@ -77,6 +77,7 @@ def start(
 
     require_store(store)
     places = Places.on(Machine(), store)
+    definitions.require_home(places, name)
     if ram is None:
         definitions.restore(places, name)
     if in_unit:

@@ -21,7 +21,7 @@ from pkernfs.host.machine import Machine
 from pkernfs.host.ranges import Region, format_size, parse_regions
 from pkernfs.vmm import passthrough
 from pkernfs.vmm.config import Guest, Places, all_guests
-from pkernfs.vmm.process import running
+from pkernfs.vmm.process import maps_memory, running, stranger
 
 if TYPE_CHECKING:
     from pkernfs.vmm.monitor import Monitor
@@ -166,6 +166,9 @@ async def measure_guest(session: Monitor) -> PlannedGuest:
     :raises PkernfsError: the guest can't be saved.
     """
     guest = session.guest
+    child = running(guest)
+    if child is not None and not maps_memory(child, guest):
+        raise stranger(guest)
     config = guest.config()
     try:
         passthrough.check_interrupts(config.devices)

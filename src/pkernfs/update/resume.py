@@ -73,6 +73,11 @@ async def _restore(standing: Standing, timeline: Timeline) -> None:
 
     from pkernfs.vmm.monitor import go_on, monitor, prepared, unprepare
 
+    child = process.running(standing.guest)
+    if child is not None and not await asyncio.to_thread(
+        process.wait_mapped, child, standing.guest
+    ):
+        raise process.stranger(standing.guest)
     async with monitor(standing.guest, START_S) as session:
         deadline = time.monotonic() + _LOADS_BY_ITSELF_S
         while (status := await session.status()) == "inmigrate" and time.monotonic() < deadline:

@@ -162,6 +162,7 @@ async def _examine(
         if reason is not None:
             raise NotAdoptable(f"QEMU says: {reason}", "remove that device before")
         await _check_devices(session, found.arguments)
+        await _keep_data(session, ram_id)
     finally:
         await session_of.__aexit__(None, None, None)
     if process.version_tuple(version) < process.MIN_VERSION:
@@ -208,6 +209,29 @@ MONITOR_HINT = (
 async def _version(session: Monitor) -> str:
     version = (await session.execute("query-version"))["qemu"]
     return f"{version['major']}.{version['minor']}.{version['micro']}"
+
+
+async def _keep_data(session: Monitor, ram_id: str) -> None:
+    """Have QEMU leave the memory's file as it is when it ends: discard-data=on empties it.
+
+    The property can be set at any time (backends/hostmem-file.c); it is looked at when the
+    object goes.
+
+    :raises NotAdoptable: QEMU does not do it.
+    """
+    where = {"path": f"/objects/{ram_id}", "property": "discard-data"}
+    try:
+        if await session.execute("qom-get", where) is False:
+            return
+        await session.execute("qom-set", {**where, "value": False})
+        kept = await session.execute("qom-get", where) is False
+    except PkernfsError as error:
+        raise NotAdoptable(f"it may empty its memory when it ends ({error.what})", _KEEP) from error
+    if not kept:
+        raise NotAdoptable("it empties its memory when it ends, whatever it is told", _KEEP)
+
+
+_KEEP = "start the guest without discard-data=on in -object memory-backend-file"
 
 
 async def _check_devices(session: Monitor, arguments: Sequence[str]) -> None:

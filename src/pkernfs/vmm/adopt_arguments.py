@@ -326,7 +326,10 @@ class _Writer:
         properties = option.properties()
         kind, name = properties.text("qom-type"), properties.text("id")
         if name == self._about.ram_id:
-            kept = properties.without("prealloc", "prealloc-threads", "prealloc-context")
+            # With discard-data= QEMU empties the file when it ends.
+            kept = properties.without(
+                "prealloc", "prealloc-threads", "prealloc-context", "discard-data"
+            )
             return option.having(kept.having(mem_path=self._about.ram))
         if kind == "secret" and properties.text("file"):
             return self._secret(option, name)

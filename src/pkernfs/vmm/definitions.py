@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pkernfs.errors import PkernfsError
 from pkernfs.files import read_json, write_json
+from pkernfs.host.machine import Machine, require_store
 from pkernfs.vmm.config import CONFIG_SCHEMA, Guest, Places, check_name
 
 KEPT = Path("/var/lib/pkernfs/vms")
@@ -33,11 +34,26 @@ def keep(guest: Guest, kept: Path = KEPT) -> None:
     write_json(_file(guest.name, kept), value)
 
 
-def restore(places: Places, name: str, kept: Path = KEPT) -> bool:
+def require_home(
+    places: Places, name: str, kept: Path = KEPT, machine: Machine | None = None
+) -> None:
+    """Make sure that the store which a guest was started in is mounted, if the host has it.
+
+    :raises PkernfsError: it is not mounted: the guest may lie in it, saved.
+    """
+    file = _file(name, kept)
+    if Guest(name, places).exists() or not file.exists():
+        return
+    store = Path(read_json(file, _SCHEMA)["store"])
+    if store in places.stores:
+        require_store(store, machine)
+
+
+def restore(places: Places, name: str, kept: Path = KEPT, machine: Machine | None = None) -> bool:
     """Put the definition of a guest back into its store, if that has lost it.
 
     :returns: whether it was lost and is back.
-    :raises PkernfsError: the guest's store is not there.
+    :raises PkernfsError: the guest's store is not there, or not mounted.
     """
     file = _file(name, kept)
     if Guest(name, places).exists() or not file.exists():
@@ -49,6 +65,7 @@ def restore(places: Places, name: str, kept: Path = KEPT) -> bool:
             f"guest {name} lay in a store at {store}, which this host does not have now",
             "start it anew with --ram and its arguments",
         )
+    require_store(store, machine)
     guest = Guest(name, places, store)
     guest.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(guest.config_file, value["config"])

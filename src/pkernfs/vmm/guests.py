@@ -17,7 +17,7 @@ from pathlib import Path
 from pkernfs.errors import PkernfsError
 from pkernfs.files import sync_directory
 from pkernfs.host import systemd
-from pkernfs.host.machine import Machine
+from pkernfs.host.machine import Machine, require_store
 from pkernfs.host.ranges import format_size
 from pkernfs.vmm import command, launch, passthrough, process
 from pkernfs.vmm.config import Guest, GuestConfig, Places, all_guests, check_name
@@ -215,6 +215,8 @@ def start(
     if store is not None:
         guest = _in_store(guest, store)
     machine = machine or Machine()
+    # On a bare mount point it would be another guest of the same name, on other memory.
+    require_store(guest.store, machine)
     check_startable(guest)
     if ram_bytes is None:
         if arguments or devices or not guest.exists():
@@ -349,6 +351,8 @@ def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float
         if not (force and delete and guest.exists()):
             raise
     child = process.running(guest)
+    if child is not None and guest.saved() is not None and not process.maps_memory(child, guest):
+        raise process.stranger(guest)
     if child is None and not (force and delete) and guest.saved() is not None:
         raise PkernfsError(
             f"guest {name} was saved by an update and waits to be resumed",

@@ -103,6 +103,45 @@ def running(guest: Guest) -> Process | None:
     return process if process.alive() else None
 
 
+def maps_memory(process: Process, guest: Guest) -> bool:
+    """Has this QEMU the guest's own memory file mapped?
+
+    One that was started while another file lay at that path, such as on the bare mount point of
+    a store, is not the guest that the store has.
+    """
+    try:
+        state = guest.ram.stat()
+        lines = Path(f"/proc/{process.pid}/maps").read_text(errors="surrogateescape")
+    except OSError:
+        return False
+    # proc_pid_maps(5): address, permissions, offset, device, inode, path.
+    device = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}"
+    wanted = [device, str(state.st_ino)]
+    return any(line.split(None, 5)[3:5] == wanted for line in lines.splitlines())
+
+
+def wait_mapped(process: Process, guest: Guest, timeout: float = 5.0) -> bool:
+    """Like :func:`maps_memory`, for a QEMU that may have begun just now.
+
+    :param timeout: seconds that it may take to map its memory.
+    """
+    deadline = time.monotonic() + timeout
+    while not maps_memory(process, guest):
+        if time.monotonic() > deadline or not process.alive():
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def stranger(guest: Guest) -> PkernfsError:
+    """The error about a QEMU that passes for a guest's, and has other memory."""
+    return PkernfsError(
+        f"guest {guest.name}: the QEMU that runs has not the memory that lies in {guest.store}",
+        f"it was started while that store was not mounted: shut it down (kill), then"
+        f" pkernfs resume, or pkernfs vm start {guest.name}",
+    )
+
+
 def log_tail(guest: Guest, lines: int = 5) -> str:
     """The end of what QEMU printed, in one line."""
     try:

@@ -215,7 +215,7 @@ def test_a_guest_that_may_have_run_is_not_loaded_again(host: FakeHost, jumper: F
     assert _begin(host) is None
     assert process.running(guest) is None
     assert host.states() == {"a": "off"}
-    guests.start(host.places, "a", None, ())
+    guests.start(host.places, "a", None, (), machine=host.machine)
     assert not guest.state.exists()
     assert resuming.resume(host.machine, host.places).guests == []
 
@@ -324,3 +324,30 @@ def test_resume_imports_nothing_slow_before_qemu_starts() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@answers(
+    phase="next kernel",
+    failure="a QEMU of that name was started while the guest's store was not mounted",
+    outcome="it is not taken for the saved guest, whose state is kept; resume says so",
+)
+def test_a_qemu_with_other_memory_is_not_the_saved_guest(
+    host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = host.start("a")
+    kexec_to(host, jumper)
+    own = guest.ram.with_name("own")
+    guest.ram.rename(own)
+    guest.ram.write_bytes(bytes(own.stat().st_size))
+    assert process.wait_mapped(process.spawn(guest, guest.config(), incoming=False), guest)
+    own.replace(guest.ram)
+    monkeypatch.setattr(process, "wait_mapped", process.maps_memory)
+    (failed,) = resuming.resume(host.machine, host.places).guests
+    assert "has not the memory" in failed.error
+    assert guest.saved() is not None
+    assert guest.state.exists()
+    with pytest.raises(PkernfsError, match="has not the memory"):
+        guests.stop(host.places, "a", force=True, delete=False)
+    assert guest.saved() is not None
+    host.kill_all()
+    assert [one.error for one in resuming.resume(host.machine, host.places).guests] == [""]

@@ -5,11 +5,13 @@ FAKE_QEMU (a file) may name a way to misbehave, one word: ``dies`` at start, ``m
 (never greets), ``blocked`` (can't be saved), ``fails`` (saving fails), ``hangs`` (saving
 never ends), ``fat`` (memory ends up in the state), ``refuses`` (loading fails), ``stuck``
 (loading never ends), ``half`` (knows no mode), ``keeps`` (does not go back to its own way
-of migrating).
+of migrating), ``discards`` (empties its memory when it ends, unless told not to),
+``empties`` (does so whatever it is told).
 """
 
 import contextlib
 import json
+import mmap
 import os
 import re
 import socket
@@ -35,6 +37,8 @@ class FakeQemu:
         self.status = "inmigrate" if incoming else "running"
         self.error = ""
         self.migration = "none"
+        # A memory backend with discard-data=on, which may be set off.
+        self.told_to_keep = False
         self.settings: dict[str, Any] = {"mode": "normal", "x-ignore-shared": False}
 
     def send(self, message: object) -> None:
@@ -77,6 +81,8 @@ class FakeQemu:
             return {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
         if command == "qom-list":
             return [{"name": "nic", "type": "child<fake-nic>"}]
+        if command == "qom-get":
+            return behaviour() in ("discards", "empties") and not self.told_to_keep
         if command == "x-query-ramblock":
             table = (
                 "Name PSize Offset Used Total HVA RO\n"
@@ -100,6 +106,8 @@ class FakeQemu:
             self.settings |= arguments
         for capability in arguments.get("capabilities", []):
             self.settings[capability["capability"]] = capability["state"]
+        if command == "qom-set" and behaviour() != "empties":
+            self.told_to_keep = arguments["value"] is False
         if command == "migrate_cancel" and self.migration == "active":
             self.migration = "cancelling"
 
@@ -167,6 +175,15 @@ class FakeQemu:
                 sys.exit(0)
 
 
+def _map_memory() -> object:
+    """Map the file of the guest's memory, as QEMU does."""
+    match = re.search(r"mem-path=((?:[^,]|,,)+)", " ".join(sys.argv))
+    if match is None:
+        return None
+    with Path(match[1].replace(",,", ",")).open("r+b") as file:
+        return mmap.mmap(file.fileno(), 0)
+
+
 def main() -> None:
     if "--version" in sys.argv:
         print("QEMU emulator version 11.1.3 (fake)")
@@ -177,6 +194,7 @@ def main() -> None:
     if behaviour() == "dies":
         print("fake-qemu: -device nonsense: not a valid device", file=sys.stderr)
         sys.exit(1)
+    _mapped = _map_memory()  # as long as this runs
     match = re.search(r",fd=(\d+),", " ".join(sys.argv))
     assert match is not None
     listener = socket.socket(fileno=int(match[1]))

@@ -53,6 +53,18 @@ def test_a_script_gets_its_own_arguments_back() -> None:
     assert done.notes == []
 
 
+@pytest.mark.parametrize(
+    "memory",
+    [
+        "memory-backend-file,id=ram,size=1G,mem-path=/x,share=on,discard-data=on",
+        '{"qom-type":"memory-backend-file","id":"ram","size":1,"share":true,"discard-data":true}',
+    ],
+)
+def test_the_successor_keeps_its_memory_when_it_ends(memory: str) -> None:
+    done = successor(["-object", memory, "-machine", "q35,memory-backend=ram"], ABOUT)
+    assert "discard" not in " ".join(done.arguments)
+
+
 def test_a_line_of_libvirt_can_be_started_without_libvirt() -> None:
     line = libvirt_line()
     ram_id, memory = memory_of(line)
@@ -282,3 +294,23 @@ def test_a_refused_guest_is_left_as_it_was(
     assert host.states() == {}
     assert (host.places.store / "stranger.ram").stat().st_size == RAM
     assert not Guest("web", host.places).runtime.exists()
+
+
+@pytest.mark.parametrize("how", ["discards", "empties"])
+def test_an_adopted_qemu_keeps_its_memory_when_it_ends(
+    host: FakeHost, stranger: Found, how: str
+) -> None:
+    host.misbehave(how)
+    socket_path = host.places.run / "stranger.qmp"
+    if how == "empties":
+        with pytest.raises(NotAdoptable, match="empties its memory"):
+            adopt.adopt(host.places, socket_path, machine=host.machine)
+        assert host.states() == {}
+        return
+    adopt.adopt(host.places, socket_path, machine=host.machine)
+    with socket.socket(socket.AF_UNIX) as client, client.makefile("rw") as talk:
+        client.connect(str(Guest("web", host.places).socket))
+        talk.readline()
+        talk.write('{"execute": "qom-get", "arguments": {}}')
+        talk.flush()
+        assert '"return": false' in talk.readline()

@@ -19,6 +19,7 @@ from tests.answers import answers
         ["-qmp", "unix:/x"],
         ["-object", "memory-backend-ram,id=a,size=1G"],
         ["-object", '{"qom-type":"memory-backend-memfd","id":"a"}'],
+        ["-object", "memory-backend-file,id=a,size=1G,mem-path=/x,share=on,discard-data=on"],
         ["-machine", "q35,memory-backend=a"],
         ["-M", "q35,memory-backend=a"],
         ["-incoming", "defer", "-S"],

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pkernfs.errors import PkernfsError
+from pkernfs.host.ranges import Range
 from pkernfs.vmm import definitions, guests
 from pkernfs.vmm.config import Guest, Places
-from tests.unit.vmm.fakes import FakeHost
+from tests.unit.vmm.fakes import RAM, FakeHost
 
 
 def _lose_power(host: FakeHost) -> None:
@@ -26,10 +27,10 @@ def test_a_guest_can_be_started_again_after_its_store_was_lost(
     guest = host.start("web", "-smp", "2")
     before = guest.config()
     definitions.keep(guest, tmp_path / "kept")
-    assert not definitions.restore(host.places, "web", tmp_path / "kept")
+    assert not definitions.restore(host.places, "web", tmp_path / "kept", host.machine)
     _lose_power(host)
     assert not guest.exists()
-    assert definitions.restore(host.places, "web", tmp_path / "kept")
+    assert definitions.restore(host.places, "web", tmp_path / "kept", host.machine)
     assert guest.config() == before
     guests.start(host.places, "web", None, (), machine=host.machine)
     assert host.states() == {"web": "running"}
@@ -49,3 +50,25 @@ def test_a_store_that_is_not_there_is_named(host: FakeHost, tmp_path: Path) -> N
     with pytest.raises(PkernfsError, match="lay in a store at"):
         definitions.restore(elsewhere, "web", tmp_path)
     assert not Guest("web", elsewhere).exists()
+
+
+def test_nothing_is_put_on_the_mount_point_of_a_store_that_is_not_mounted(
+    host: FakeHost, tmp_path: Path
+) -> None:
+    second = host.add_region("second", Range(8 << 30, 1 << 30))
+    guests.start(host.places, "web", RAM, [], machine=host.machine, store=second)
+    definitions.keep(Guest("web", host.places), tmp_path / "kept")
+    host.kill_all()
+    # After a reboot: the directory is bare, what lay in the store is under no mount point.
+    shutil.rmtree(second / "vms")
+    mounts = host.machine.read("proc/self/mountinfo") or ""
+    left = [line for line in mounts.splitlines() if str(second) not in line.split()]
+    host.put("proc/self/mountinfo", "\n".join(left) + "\n")
+    kept = (host.places, "web", tmp_path / "kept", host.machine)
+    for refused in (definitions.require_home, definitions.restore):
+        with pytest.raises(PkernfsError, match="no store at") as caught:
+            refused(*kept)
+        assert "pkernfs mount" in caught.value.hint
+    with pytest.raises(PkernfsError, match="no store at"):
+        guests.start(host.places, "web", RAM, [], machine=host.machine, store=second)
+    assert not (second / "vms").exists()
