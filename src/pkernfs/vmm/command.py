@@ -13,6 +13,11 @@ from pkernfs.vmm.config import RAM_ID, GuestConfig
 _MONITOR = "pkernfs-qmp"
 
 _BACKGROUND = "a guest in the background has no terminal: -chardev file,...,append=on or socket,..."
+_OTHER_USER = "its files in the store belong to root, and it could not save into them"
+_ENDS = (
+    "its other half is a process of this host, which ends with the kernel: what the guest uses has"
+    " to be in QEMU itself, a file on a disk, or the kernel's"
+)
 _REFUSED = {
     "m": "the size of its memory is --ram SIZE",
     "mem-path": "its memory lies in the store",
@@ -25,9 +30,48 @@ _REFUSED = {
     "pidfile": "pkernfs vm list --json shows the process",
     "S": "it must run on by itself after an update",
     "snapshot": "it keeps the disk's changes in a temporary file, which an update loses",
+    "runas": _OTHER_USER,
+    "chroot": _OTHER_USER,
+    "readconfig": "give its content as arguments: what a file says can't be checked",
     "nographic": _BACKGROUND,
     "curses": _BACKGROUND,
 }
+#: What can be meant by an option and its value, and why that does not outlive a kernel.
+_HELPED = (
+    ("device", re.compile(r"(^|[{,:]\s*\"?)vhost-user-|\"vhost-user-"), _ENDS),
+    ("netdev", re.compile(r"^vhost-user|\"vhost-user\""), _ENDS),
+    ("netdev", re.compile(r"^(stream|dgram).*(addr\.type|\.type)=unix"), _ENDS),
+    ("tpmdev", re.compile(r"^emulator"), _ENDS),
+    ("object", re.compile(r"pr-manager-helper"), _ENDS),
+    ("run-with", re.compile(r"(^|,)(user|chroot)="), _OTHER_USER),
+    ("set", re.compile(r"discard-data"), "QEMU would empty the guest's memory when it ends"),
+)
+#: Options that take files which the guest can't do without.
+_FILES = frozenset(
+    [
+        "drive",
+        "blockdev",
+        "hda",
+        "hdb",
+        "hdc",
+        "hdd",
+        "cdrom",
+        "fda",
+        "fdb",
+        "sd",
+        "pflash",
+        "mtdblock",
+        "kernel",
+        "initrd",
+        "dtb",
+        "bios",
+    ]
+)
+#: Emptied at each boot (file-hierarchy(7)).
+_GONE = re.compile(r"(^|[=\":])(/tmp|/run|/var/run|/dev/shm)/")
+_SERVERS = frozenset(("chardev", "serial", "parallel", "monitor", "debugcon", "gdb"))
+_SERVER = re.compile(r"(^|,)server(=(on|yes|true))?(,|$)|\"server\"\s*:\s*true")
+_NO_WAIT = re.compile(r"(^|,)(wait=(off|no|false)|nowait)(,|$)|\"wait\"\s*:\s*false")
 _STDIO = re.compile(r"(^|[:,])(mon:)?stdio($|,)")
 _DIRECT = re.compile(
     r"(^|,)cache=(none|directsync)(,|$)"
@@ -64,6 +108,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     for option, value in options(arguments):
         if option in _REFUSED:
             raise UsageError(f"-{option} can't be used here", _REFUSED[option])
+        _check_outlives(option, value)
         if option == "object" and "memory-backend" in value:
             raise UsageError(
                 f"-object {value} can't be used here",
@@ -81,6 +126,26 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 f"-device {value} can't be used here",
                 "give the device to the guest with --device BDF",
             )
+
+
+def _check_outlives(option: str, value: str) -> None:
+    """Refuse what waits for somebody, or ends with the kernel.
+
+    :raises UsageError: names the argument, and what to write instead.
+    """
+    for name, pattern, hint in _HELPED:
+        if option == name and pattern.search(value):
+            raise UsageError(f"-{option} {value} can't be used here", hint)
+    if option in _SERVERS and _SERVER.search(value) and not _NO_WAIT.search(value):
+        raise UsageError(
+            f"-{option} {value} would hold the guest up until somebody connects",
+            "write wait=off behind server=on: who comes later is served as well",
+        )
+    if option in _FILES and _GONE.search(value):
+        raise UsageError(
+            f"-{option} {value}: this directory is empty in the next kernel",
+            "put the file onto a disk, for example below /var/lib",
+        )
 
 
 def direct_io_arguments(arguments: Sequence[str]) -> list[str]:

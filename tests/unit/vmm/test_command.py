@@ -41,6 +41,55 @@ def test_what_can_not_work_is_refused_with_advice(arguments: list[str]) -> None:
     assert error.value.status == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("-chardev", "socket,id=a,path=/var/lib/a,server=on", "wait=off"),
+        ("-chardev", "socket,id=a,port=1,host=::1,server=on,wait=on", "wait=off"),
+        ("-chardev", '{"id":"a","backend":{"data":{"server": true}}}', "wait=off"),
+        ("-serial", "tcp::4444,server", "wait=off"),
+        ("-monitor", "unix:/var/lib/m,server=on", "wait=off"),
+        ("-device", "vhost-user-fs-pci,chardev=c,tag=t", "other half"),
+        ("-device", '{"driver":"vhost-user-blk-pci"}', "other half"),
+        ("-netdev", "vhost-user,id=n,chardev=c", "other half"),
+        ("-netdev", "stream,id=n,addr.type=unix,addr.path=/var/lib/passt", "other half"),
+        ("-tpmdev", "emulator,id=t,chardev=c", "other half"),
+        ("-object", "pr-manager-helper,id=p,path=/run/p", "other half"),
+        ("-run-with", "user=nobody", "root"),
+        ("-run-with", "async-teardown=on,chroot=/srv", "root"),
+        ("-runas", "nobody", "root"),
+        ("-readconfig", "f", "checked"),
+        ("-set", "object.pkernfs-ram.discard-data=on", "empty"),
+        ("-drive", "file=/tmp/a.img,if=virtio", "onto a disk"),
+        ("-blockdev", '{"driver":"file","filename":"/run/a.img"}', "onto a disk"),
+        ("-kernel", "/dev/shm/vmlinuz", "onto a disk"),
+    ],
+)
+def test_what_ends_with_the_kernel_or_waits_is_refused(option: str, value: str, word: str) -> None:
+    with pytest.raises(UsageError) as error:
+        command.check_arguments(["-smp", "2", option, value])
+    assert word in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("-chardev", "socket,id=a,path=/run/a,server=on,wait=off"),
+        ("-chardev", "socket,id=a,path=/run/a,server,nowait"),
+        ("-chardev", "socket,id=a,path=/run/server,reconnect-ms=1000"),
+        ("-chardev", '{"data":{"server": true, "wait": false}}'),
+        ("-serial", "telnet::4444,server=on,wait=off"),
+        ("-chardev", "file,id=l,path=/tmp/log,append=on"),
+        ("-netdev", "tap,id=n,ifname=tap0,vhost=on"),
+        ("-netdev", "dgram,id=n,local.type=inet,local.host=::1,local.port=1"),
+        ("-run-with", "async-teardown=on"),
+        ("-drive", "file=/srv/tmp/a.img,if=virtio"),
+    ],
+)
+def test_what_outlives_the_kernel_passes(option: str, value: str) -> None:
+    command.check_arguments([option, value])
+
+
 def test_ordinary_arguments_pass() -> None:
     ordinary = "-smp 2 -drive file=a,if=virtio -serial file:x -machine q35 -device virtio-rng-pci"
     command.check_arguments(ordinary.split())
