@@ -61,6 +61,9 @@ def build_app(verb: str | None = None) -> typer.Typer:
     @app.callback()
     def options(
         debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
+        version: bool = typer.Option(
+            False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ) -> None:
         """Replace the kernel of a hypervisor under its running virtual machines."""
 
@@ -68,6 +71,14 @@ def build_app(verb: str | None = None) -> typer.Typer:
     for module in modules:
         importlib.import_module(f"pkernfs.cli.{module}").register(app)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from pkernfs import __version__
+
+        print(f"pkernfs {__version__}")
+        sys.exit(0)
 
 
 def _verb(arguments: Sequence[str]) -> str | None:
@@ -92,15 +103,45 @@ def _run(arguments: list[str], own: list[str]) -> None:
     build_app(_verb(own))(arguments, prog_name="pkernfs")
 
 
+def _report_os_error(error: OSError) -> None:
+    """Say what the system refused. What nobody reads any more is no error to talk about."""
+    import os
+
+    # Python flushes once more when it ends, into what can't be written.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    if isinstance(error, BrokenPipeError):
+        return
+    what = error.strerror or str(error)
+    hint = "--debug shows where"
+    if isinstance(error, PermissionError) and os.geteuid() != 0:
+        hint = "run it as root"
+    report_error(PkernfsError(f"{error.filename}: {what}" if error.filename else what, hint))
+
+
+def _run_and_flush(arguments: list[str], own: list[str]) -> None:
+    """Run a verb; an output that can't be written is an error of this call, not of the exit."""
+    try:
+        _run(arguments, own)
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
 def main() -> None:
     """Entry point of the ``pkernfs`` command."""
     arguments = sys.argv[1:]
     # Words behind "--" belong to a guest or a lab command, --debug there is not ours.
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     try:
-        _run(arguments, own)
+        _run_and_flush(arguments, own)
     except PkernfsError as error:
         if "--debug" in own:
             raise
         report_error(error)
         sys.exit(error.status)
+    except OSError as error:
+        if "--debug" in own:
+            raise
+        _report_os_error(error)
+        sys.exit(1)

@@ -44,13 +44,20 @@ def doctor(
     from pkernfs.vmm.config import Places
 
     machine = Machine()
-    named = kernels.choose(machine, kernel, initrd) if kernel is not None else None
-    target = named or host_doctor.default_kernel(machine)
+    wrong: PkernfsError | None = None
+    target = None
+    try:
+        target = kernels.choose(machine, kernel, initrd) if kernel is not None else None
+    except PkernfsError as error:
+        wrong = error
+    target = target or host_doctor.default_kernel(machine)
     try:
         places = Places.on(machine, store)
     except PkernfsError:  # the range's own finding
         places = Places(store)
     findings = update_doctor.examine(machine, places, target)
+    if wrong is not None:
+        findings.append(host_doctor.blocker("kernel", wrong.what, wrong.hint, "kernel.named"))
     if as_json:
         import json
 

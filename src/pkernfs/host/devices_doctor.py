@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pkernfs.host import initrd
 from pkernfs.host.devices import CONTROL, MODULE, Control, Device
-from pkernfs.host.doctor import Finding, blocker, note, ok
+from pkernfs.host.doctor import Finding, blocker, how_to_build, note, ok
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
 
@@ -61,7 +61,7 @@ def _next_kernel(machine: Machine, kernel: Kernel, devices: list[Device]) -> Ite
             _TOPIC,
             f"{MODULE} is not installed for the next kernel {kernel.release}, and "
             f"{devices[0].bdf} is preserved",
-            f"dkms install pkernfs/VERSION -k {kernel.release}",
+            how_to_build(machine, kernel.release),
             "devices.module",
             overridable=True,
         )

@@ -74,6 +74,14 @@ def blocker(topic: str, text: str, hint: str, id: str, *, overridable: bool = Fa
     return Finding(topic, Status.BLOCKER, text, hint, id, overridable)
 
 
+def how_to_build(machine: Machine, release: str) -> str:
+    """What to type to have the modules for a kernel, its headers as well where they lack."""
+    build = f"dkms autoinstall -k {release}"
+    if (machine.root / "lib/modules" / release / "build").exists():
+        return build
+    return f"apt install linux-headers-{release} && {build}"
+
+
 def _range(machine: Machine) -> Iterator[Finding]:
     topic = "range"
     try:
@@ -149,7 +157,7 @@ def _module(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
         yield blocker(
             topic,
             f"{MODULE} is not installed for the running kernel {machine.kernel}",
-            f"dkms install {MODULE}/VERSION -k {machine.kernel}",
+            how_to_build(machine, machine.kernel),
             "module.not-installed",
         )
     if kernel is None:
@@ -159,7 +167,7 @@ def _module(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
         yield blocker(
             topic,
             f"{MODULE} is not installed for the next kernel {kernel.release}",
-            f"dkms install {MODULE}/VERSION -k {kernel.release}",
+            how_to_build(machine, kernel.release),
             "module.next-missing",
             overridable=True,
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import time
 import uuid
@@ -72,14 +73,35 @@ def open_new(path: Path, offset: int = 0, size: int | None = None) -> Iterator[m
         check_size(size)
     elif not path.exists():
         raise PkernfsError(f"{path} does not exist", "--size makes a new file")
+    before = _size_of(path)
     try:
         mapping = _map(path, offset, size)
     except OSError as error:
+        _undo(path, before)
         raise cannot_map(path, error) from error
-    with mapping:
-        yield mapping
-        if path.is_file():
-            mapping.flush()
+    try:
+        with mapping:
+            yield mapping
+            if path.is_file():
+                mapping.flush()
+    except BaseException:
+        _undo(path, before)
+        raise
+
+
+def _size_of(path: Path) -> int | None:
+    """Bytes of a file; None when there is none, or it is something else."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def _undo(path: Path, before: int | None) -> None:
+    """Have a file as it was before it was made, or made larger."""
+    if not path.is_file():
+        return
+    if before is None:
+        path.unlink()
+    else:
+        os.truncate(path, before)
 
 
 def _map(path: Path, offset: int, size: int | None) -> mmap:
@@ -153,7 +175,13 @@ def _put_supers(view: memoryview, content: bytearray) -> None:
 def _check(new: NewStore, size: int) -> None:
     if new.base % layout.BLOCK_SIZE or not 0 <= new.base < (1 << 64) - size:
         raise UsageError(f"base {new.base:#x} is not a multiple of {layout.BLOCK_SIZE >> 20} MiB")
-    if len(new.label.encode()) > layout.LABEL_MAX or "\0" in new.label:
+    try:
+        label = new.label.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"label {new.label!r} is not text", f"up to {layout.LABEL_MAX} bytes of UTF-8"
+        ) from error
+    if len(label) > layout.LABEL_MAX or "\0" in new.label:
         raise UsageError(f"label {new.label!r} is longer than {layout.LABEL_MAX} bytes")
     # Block 0 is metadata, and a store without any other block could hold nothing.
     if not 0 <= new.page_blocks < size // layout.BLOCK_SIZE - 1:
