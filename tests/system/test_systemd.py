@@ -80,7 +80,7 @@ def test_the_watchdog_goes_back_when_nothing_resumes(new_host: HostFactory) -> N
     _wait_unit(host)
     assert _state(host, "pkernfs-watchdog.service") == "inactive"
     count = guest.count()
-    words = ["--append", "systemd.mask=pkernfs-resume.service", "--watchdog", "60"]
+    words = ["--append", "systemd.mask=pkernfs-resume.service", "--watchdog", "120"]
     assert host.run(["pkernfs", "update", *words]).status is None
     host.wait_reboot()
     assert host.hello.kernel.startswith("7.3")
