@@ -23,6 +23,7 @@ _LEFT_OUT = frozenset(
 _REFUSED = {
     "snapshot": "the disk's changes are in a temporary file, which ends with this QEMU",
     "chroot": "start it without; files named in its arguments must be found at the next start",
+    "readconfig": "what that file says can't be checked: start it with its content as arguments",
     "sdl": "its window ends with the session: -display none, or -vnc",
     "curses": "its terminal ends with the session: -display none, or -vnc",
     "mem-path": "name the file by -object memory-backend-file,... instead",
@@ -146,6 +147,9 @@ class _Writer:
             "qmp": self._server,
             "qmp-pretty": self._server,
             "monitor": self._server,
+            "debugcon": self._server,
+            "set": self._set,
+            "tpmdev": self._tpmdev,
             "serial": self._server,
             "parallel": self._server,
             "sandbox": self._sandbox,
@@ -258,11 +262,13 @@ class _Writer:
 
     def _server(self, option: Option) -> Option | None:
         """-qmp, -monitor, -serial: unix:PATH,server or telnet:..., or chardev:NAME."""
-        kind, mark, rest = (option.value or "").partition(":")
+        value = option.value or ""
+        shared = "mon:" if value.startswith("mon:") else ""
+        kind, mark, rest = value.removeprefix(shared).partition(":")
         if not mark or kind not in ("unix", "tcp", "telnet", "websocket"):
             return self._checked(option)
         properties = _not_waiting(Properties.parse(rest, "address"))
-        return self._checked(replace(option, value=f"{kind}:{properties}"))
+        return self._checked(replace(option, value=f"{shared}{kind}:{properties}"))
 
     def _checked(self, option: Option) -> Option:
         if re.search(r"(^|[:,])(mon:)?stdio($|,)", option.value or ""):
@@ -362,6 +368,15 @@ class _Writer:
             raise NotAdoptable(f"-device {driver}", _HELPED)
         return option
 
+    def _tpmdev(self, option: Option) -> Option:
+        if option.properties().text("type") == "emulator":
+            raise NotAdoptable(str(option), _HELPED)
+        return option
+
+    def _set(self, option: Option) -> Option | None:
+        """-set object.ID.discard-data=on: QEMU would empty the memory's file when it ends."""
+        return None if "discard-data" in (option.value or "") else option
+
     def _display(self, option: Option) -> Option:
         if (option.value or "").partition(",")[0] in _WINDOWS:
             raise NotAdoptable(str(option), "a window ends with the session: -display none, -vnc")
@@ -392,7 +407,7 @@ def _same(option: Option) -> Option:
 
 def _not_waiting(properties: Properties) -> Properties:
     """A server that does not hold up the start until somebody connects."""
-    if "server" not in properties.items or properties.text("server") in ("off", "no"):
+    if not properties.is_on("server"):
         return properties
     kept = properties.without("server", "wait", "nowait")
     return kept.having(server=True, wait=False)

@@ -35,6 +35,7 @@ _IMPLIED = {
     "mon": "chardev",
     "netdev": "type",
     "object": "qom-type",
+    "tpmdev": "type",
     "blockdev": "driver",
 }
 

@@ -70,7 +70,7 @@ _FILES = frozenset(
 #: Emptied at each boot (file-hierarchy(7)).
 _GONE = re.compile(r"(^|[=\":])(/tmp|/run|/var/run|/dev/shm)/")
 _SERVERS = frozenset(("chardev", "serial", "parallel", "monitor", "debugcon", "gdb"))
-_SERVER = re.compile(r"(^|,)server(=(on|yes|true))?(,|$)|\"server\"\s*:\s*true")
+_SERVER = re.compile(r"(^|,)server(=(on|yes|true|y))?(,|$)|\"server\"\s*:\s*true")
 _NO_WAIT = re.compile(r"(^|,)(wait=(off|no|false)|nowait)(,|$)|\"wait\"\s*:\s*false")
 _STDIO = re.compile(r"(^|[:,])(mon:)?stdio($|,)")
 _DIRECT = re.compile(

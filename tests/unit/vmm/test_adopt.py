@@ -54,6 +54,28 @@ def test_a_script_gets_its_own_arguments_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "after"),
+    [
+        ("-serial mon:unix:/x,server=on", "-serial mon:unix:/x,server=on,wait=off"),
+        ("-debugcon unix:/x,server", "-debugcon unix:/x,server=on,wait=off"),
+        # A client stays one.
+        ("-serial unix:/x,server=false", "-serial unix:/x,server=false"),
+        ('-chardev {"id":"a","server":false}', '-chardev {"id":"a","server":false}'),
+    ],
+)
+def test_a_server_waits_for_nobody_and_a_client_is_none(word: str, after: str) -> None:
+    assert after in " ".join(successor([*SCRIPT, *word.split()], ABOUT).arguments)
+
+
+def test_what_a_file_or_a_helper_says_is_not_adopted() -> None:
+    for words in ("-readconfig f", "-tpmdev emulator,id=t,chardev=c"):
+        with pytest.raises(NotAdoptable):
+            successor([*SCRIPT, *words.split()], ABOUT)
+    done = successor([*SCRIPT, "-set", "object.ram.discard-data=on"], ABOUT)
+    assert "discard-data" not in " ".join(done.arguments)
+
+
+@pytest.mark.parametrize(
     "memory",
     [
         "memory-backend-file,id=ram,size=1G,mem-path=/x,share=on,discard-data=on",
