@@ -3,7 +3,6 @@
  * Making, opening and closing a store, and the commit of one step.
  */
 #include <linux/crc32.h>
-#include <linux/sched.h>
 
 #include "store_private.h"
 
@@ -77,11 +76,6 @@ u64 pkernfs_header_next(const struct pkernfs_super *super, u32 block, u32 next)
 struct pkernfs_meta_header *pkernfs_meta_header(const struct pkernfs_meta *meta)
 {
 	return (void *)(meta->addr + (PKERNFS_HEADER_SLOT << PKERNFS_SLOT_SHIFT));
-}
-
-static struct pkernfs_super *super_at(void *block0, u32 slot)
-{
-	return block0 + (slot << PKERNFS_SLOT_SHIFT);
 }
 
 /*
@@ -225,14 +219,14 @@ static void make_block0(void *block0, const struct pkernfs_super *super,
 	pkernfs_put64(&to->commit, le64_to_cpu(root->seq));
 
 	for (i = 0; i < ARRAY_SIZE(slots); i++) {
-		struct pkernfs_super *copy = super_at(block0, slots[i]);
+		struct pkernfs_super *copy = pkernfs_super_at(block0, slots[i]);
 
 		pkernfs_copy((u8 *)copy + magic, (const u8 *)super + magic,
 			     sizeof(*super) - magic);
 	}
 	/* B first: a store with A alone would look repaired, not half made. */
-	pkernfs_put64(&super_at(block0, PKERNFS_SUPER_B_SLOT)->magic, PKERNFS_MAGIC);
-	pkernfs_put64(&super_at(block0, PKERNFS_SUPER_A_SLOT)->magic, PKERNFS_MAGIC);
+	pkernfs_put64(&pkernfs_super_at(block0, PKERNFS_SUPER_B_SLOT)->magic, PKERNFS_MAGIC);
+	pkernfs_put64(&pkernfs_super_at(block0, PKERNFS_SUPER_A_SLOT)->magic, PKERNFS_MAGIC);
 }
 
 static int make_check(struct pkernfs_backing *backing, const char *label, u32 page_blocks)
@@ -250,86 +244,6 @@ static int make_check(struct pkernfs_backing *backing, const char *label, u32 pa
 	if (strlen(label) > PKERNFS_LABEL_MAX) {
 		backing->say(backing, "a label has at most %d bytes", PKERNFS_LABEL_MAX);
 		return -EINVAL;
-	}
-	return 0;
-}
-
-/* The fields that no store is without, whatever a flipped bit did to the rest. */
-static bool super_like(const struct pkernfs_super *super)
-{
-	return super->magic == cpu_to_le64(PKERNFS_MAGIC) ||
-	       (super->block_shift == cpu_to_le32(PKERNFS_BLOCK_SHIFT) &&
-		super->slot_shift == cpu_to_le32(PKERNFS_SLOT_SHIFT));
-}
-
-static bool header_like(const struct pkernfs_meta_header *header, u32 block)
-{
-	return header->magic == cpu_to_le64(PKERNFS_META_MAGIC) &&
-	       header->block == cpu_to_le32(block);
-}
-
-/*
- * A store that was being made when the kernel ended: no copy has its magic number yet, and
- * there is nothing but what make_block0() writes.
- */
-static bool half_made(void *block0)
-{
-	const struct pkernfs_meta_header *header =
-		block0 + (PKERNFS_HEADER_SLOT << PKERNFS_SLOT_SHIFT);
-	u32 slot;
-
-	if (super_at(block0, PKERNFS_SUPER_A_SLOT)->magic ||
-	    super_at(block0, PKERNFS_SUPER_B_SLOT)->magic || (u32)le64_to_cpu(header->next))
-		return false;
-	for (slot = PKERNFS_SUPER_A_SLOT + 2; slot < PKERNFS_HEADER_SLOT; slot++)
-		if (slot != PKERNFS_SUPER_B_SLOT &&
-		    !pkernfs_is_zero(block0 + (slot << PKERNFS_SLOT_SHIFT),
-				     1 << PKERNFS_SLOT_SHIFT))
-			return false;
-	return true;
-}
-
-static bool in_block(void *addr, u32 block)
-{
-	bool found;
-
-	found = header_like(addr + (PKERNFS_HEADER_SLOT << PKERNFS_SLOT_SHIFT), block);
-	if (!block) {
-		found = found || super_like(super_at(addr, PKERNFS_SUPER_A_SLOT)) ||
-			super_like(super_at(addr, PKERNFS_SUPER_B_SLOT));
-		found = found && !half_made(addr);
-	}
-	return found;
-}
-
-static int block_remains(struct pkernfs_backing *backing, u32 block)
-{
-	void *addr = backing->map_meta(backing, block);
-	bool found;
-
-	if (!addr)
-		return -ENOMEM;
-	found = in_block(addr, block);
-	backing->unmap_meta(backing, block, addr);
-	return found;
-}
-
-/*
- * Memory that was in use before is not zero, so that says nothing. A store, or what is left
- * of one, is known by its super blocks or by the header of any of its metadata blocks.
- */
-int pkernfs_store_remains(struct pkernfs_backing *backing, void *block0)
-{
-	u32 block;
-
-	if (block0 && in_block(block0, 0))
-		return 1;
-	for (block = block0 ? 1 : 0; block < backing->nr_blocks; block++) {
-		int found = block_remains(backing, block);
-
-		if (found)
-			return found;
-		cond_resched();
 	}
 	return 0;
 }
@@ -363,8 +277,8 @@ int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16], const
 	if (!block0)
 		goto free;
 
-	a = super_at(block0, PKERNFS_SUPER_A_SLOT);
-	b = super_at(block0, PKERNFS_SUPER_B_SLOT);
+	a = pkernfs_super_at(block0, PKERNFS_SUPER_A_SLOT);
+	b = pkernfs_super_at(block0, PKERNFS_SUPER_B_SLOT);
 	/* The old store ends here, not with its blocks half gone. */
 	pkernfs_put64(&a->magic, 0);
 	pkernfs_put64(&b->magic, 0);

@@ -7,6 +7,7 @@
  * between any two of them can be replayed.
  *
  *   store.c   make, open, close; commit of one step
+ *   remains.c is there a store, or what is left of one?
  *   load.c    what is believed of a range: checks everything, builds the trees,
  *             repairs what a crash left
  *   verify.c  what can be said of one inode

@@ -128,6 +128,11 @@ static inline void pkernfs_wipe(void *addr, size_t bytes)
 	pkernfs_stored(addr, bytes);
 }
 
+static inline struct pkernfs_super *pkernfs_super_at(void *block0, u32 slot)
+{
+	return block0 + (slot << PKERNFS_SLOT_SHIFT);
+}
+
 /* store.c */
 void pkernfs_assert_locked(const struct pkernfs_store *store);
 u32 pkernfs_crc(u32 crc, const void *data, size_t bytes);

@@ -87,8 +87,9 @@ static int make_store(struct pkernfs_region *region)
 		page_blocks = pkernfs_pages_blocks(region);
 
 	uuid_gen(&uuid);
+	/* That nothing is lost was asked above, of the whole range. */
 	return pkernfs_store_make(&region->backing, uuid.b, region->name, page_blocks, &root,
-				  false);
+				  true);
 }
 
 static int open_store(struct super_block *sb, bool init)

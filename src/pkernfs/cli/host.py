@@ -44,13 +44,13 @@ def doctor(
     from pkernfs.vmm.config import Places
 
     machine = Machine()
-    wrong: PkernfsError | None = None
-    target = None
-    try:
-        target = kernels.choose(machine, kernel, initrd) if kernel is not None else None
-    except PkernfsError as error:
-        wrong = error
-    target = target or host_doctor.default_kernel(machine)
+    named, wrong = None, None
+    if kernel is not None:
+        try:
+            named = kernels.choose(machine, kernel, initrd)
+        except PkernfsError as error:
+            wrong = error
+    target = named or host_doctor.default_kernel(machine)
     try:
         places = Places.on(machine, store)
     except PkernfsError:  # the range's own finding

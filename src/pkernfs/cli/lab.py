@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pkernfs.errors import UsageError
+from pkernfs.lab.qemu import IOMMUS
 
 if TYPE_CHECKING:
     from pkernfs.lab.machine import HostConfig
@@ -37,10 +37,7 @@ _Cpus = Annotated[
     int, typer.Option("--cpus", metavar="N", min=1, help="Virtual processors of the host.")
 ]
 _Iommu = Annotated[
-    str,
-    typer.Option(
-        "--iommu", metavar="NAME", help="IOMMU: vtd, vtd-scalable, vtd-snoop, vtd-ats or amd."
-    ),
+    str, typer.Option("--iommu", metavar="NAME", help=f"IOMMU: {', '.join(IOMMUS)}.")
 ]
 _Zeroed = Annotated[
     bool, typer.Option("--zeroed", help="Memory starts as zeros, not full of junk.")
@@ -97,8 +94,7 @@ def run(
     from pkernfs.lab import session
 
     layout = _layout(region, ram, nodes)
-    config = _config(kernel, layout, share, append, systemd, no_store)
-    config = dataclasses.replace(config, cpus=cpus, iommu=iommu, zeroed=zeroed)
+    config = _config(kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed)
     sys.exit(session.run_command(config, command, timeout))
 
 
@@ -119,8 +115,7 @@ def shell(
     from pkernfs.lab import session
 
     layout = _layout(region, ram, nodes)
-    config = _config(kernel, layout, share, append, systemd, no_store)
-    session.shell(dataclasses.replace(config, cpus=cpus, iommu=iommu, zeroed=zeroed))
+    session.shell(_config(kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed))
 
 
 def demo(
@@ -165,6 +160,9 @@ def _config(
     append: str,
     systemd: bool,
     no_store: bool,
+    cpus: int,
+    iommu: str,
+    zeroed: bool,
 ) -> HostConfig:
     from pkernfs.lab.machine import HostConfig
 
@@ -177,4 +175,7 @@ def _config(
         append=tuple(append.split()),
         systemd=systemd,
         store=not no_store and layout.region > 0,
+        cpus=cpus,
+        iommu=iommu,
+        zeroed=zeroed,
     )

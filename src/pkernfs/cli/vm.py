@@ -77,9 +77,10 @@ def start(
 
     require_store(store)
     places = Places.on(Machine(), store)
-    definitions.require_home(places, name)
     if ram is None:
         definitions.restore(places, name)
+    else:
+        definitions.require_home(places, name)
     if in_unit:
         guests.enter(places, name)
         return

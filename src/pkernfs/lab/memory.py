@@ -10,6 +10,7 @@ from pathlib import Path
 from pkernfs.errors import UsageError
 from pkernfs.host.ranges import Range, Region, format_size
 from pkernfs.host.reserve import boot_words
+from pkernfs.lab.qemu import ram_file
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -20,6 +21,8 @@ _LOW = 2 * GIB
 HIGH_START = 4 * GIB
 _BLOCK = 2 * MIB
 _PAGE = 4096
+#: What a new host's memory is full of: the same in every run. A page of it at each step, up to
+#: so much of a node, and so much of the region whole.
 _JUNK_SEED = 1
 _JUNK_STEP = MIB
 _JUNK_REACH = 64 * GIB
@@ -106,16 +109,15 @@ class Layout:
 def leave_junk(first: Path, layout: Layout) -> None:
     """Fill a new host's memory with what a warm reboot leaves: anything but zeros.
 
-    The beginning of every region is filled whole; of all else a page here and there, since
-    what was touched takes memory of this machine.
+    A page here and there, since what was touched takes memory of this machine; the beginning
+    of the region, where a host has no NUMA nodes, is filled whole.
 
     :param first: the file that backs the first node's RAM; it has its size already.
     """
     junk = random.Random(_JUNK_SEED).randbytes(_BLOCK)
     sizes = layout.nodes or (layout.ram,)
     for node, size in enumerate(sizes):
-        file = first.with_name(f"{first.name}{node}") if node else first
-        with file.open("r+b", buffering=0) as ram:
+        with ram_file(first, node).open("r+b", buffering=0) as ram:
             for at in range(0, min(size, _JUNK_REACH), _JUNK_STEP):
                 ram.seek(at)
                 ram.write(junk[:_PAGE])

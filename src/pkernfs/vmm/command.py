@@ -36,8 +36,8 @@ _REFUSED = {
     "nographic": _BACKGROUND,
     "curses": _BACKGROUND,
 }
-#: What can be meant by an option and its value, and why that does not outlive a kernel.
-_HELPED = (
+#: Option, what in its value is refused, and why.
+_REFUSED_VALUES = (
     ("device", re.compile(r"(^|[{,:]\s*\"?)vhost-user-|\"vhost-user-"), _ENDS),
     ("netdev", re.compile(r"^vhost-user|\"vhost-user\""), _ENDS),
     ("netdev", re.compile(r"^(stream|dgram).*(addr\.type|\.type)=unix"), _ENDS),
@@ -133,7 +133,7 @@ def _check_outlives(option: str, value: str) -> None:
 
     :raises UsageError: names the argument, and what to write instead.
     """
-    for name, pattern, hint in _HELPED:
+    for name, pattern, hint in _REFUSED_VALUES:
         if option == name and pattern.search(value):
             raise UsageError(f"-{option} {value} can't be used here", hint)
     if option in _SERVERS and _SERVER.search(value) and not _NO_WAIT.search(value):

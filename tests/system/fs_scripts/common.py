@@ -253,6 +253,15 @@ def forget_stores(block0: bytes = bytes(BLOCK)) -> None:
     write_range(0, block0)
 
 
+def mount_at(source: str, where: Path, flags: int = 0, data: str = "") -> None:
+    """Mount a store, as mount(2) does.
+
+    :raises OSError: it is refused.
+    """
+    args = (os.fsencode(source), os.fsencode(where), b"pkernfs", ctypes.c_ulong(flags))
+    call(libc.mount(*args, data.encode()))
+
+
 @contextmanager
 def small_store(region: str = "64M!4G", pages: bool = False) -> Iterator[None]:
     """A new, empty store in a small region, in place of the one that was mounted."""

@@ -12,10 +12,10 @@ import time
 import traceback
 from pathlib import Path
 
-from . import files, mappings, pages, store, stress, tree
+from . import content, files, mappings, pages, store, stress, tree
 from .common import CHECKS, Entry, big_store, place
 
-MODULES = (files, mappings, tree, store, pages, stress)
+MODULES = (files, mappings, tree, store, content, pages, stress)
 
 
 def _run(entry: Entry) -> str | None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import mmap
 import os
-import random
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -36,24 +34,18 @@ from .common import (
     listed,
     load,
     mount,
+    mount_at,
     mounts,
     opened,
     pattern,
-    read_range,
     refused,
     run,
     small_store,
     unload,
-    write_range,
 )
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_RDONLY, _MS_REMOUNT = 1, 32
-
-
-def _mount(source: str, where: Path, flags: int = 0, data: str = "") -> None:
-    args = (os.fsencode(source), os.fsencode(where), b"pkernfs", ctypes.c_ulong(flags))
-    call(libc.mount(*args, data.encode()))
 
 
 @contextmanager
@@ -126,12 +118,12 @@ def freed_blocks_come_back_zeroed(place: Path) -> None:
 def one_super_block(place: Path) -> None:
     with _directory() as second:
         for source in ("none", "pkernfs", "none"):
-            _mount(source, second)
+            mount_at(source, second)
             equal(second.stat().st_dev, MOUNT.stat().st_dev)
             (place / "f").write_text(source)
             equal((second / place.name / "f").read_text(), source)
             run("umount", str(second))
-        refused(errno.EBUSY, lambda: _mount("none", second, _MS_RDONLY))
+        refused(errno.EBUSY, lambda: mount_at("none", second, _MS_RDONLY))
     found = [fields[:2] for fields in mounts() if fields[2] == "pkernfs"]
     equal(found, [["pkernfs", str(MOUNT)]])
 
@@ -139,16 +131,16 @@ def one_super_block(place: Path) -> None:
 @check
 def mount_refusals(place: Path) -> None:
     with _directory() as second:
-        refused(errno.EINVAL, lambda: _mount("none", second, data="nonsense"))
-        refused(errno.EINVAL, lambda: _mount("none", second, data="size=1G"))
-        refused(errno.ENODEV, lambda: _mount("other", second))
+        refused(errno.EINVAL, lambda: mount_at("none", second, data="nonsense"))
+        refused(errno.EINVAL, lambda: mount_at("none", second, data="size=1G"))
+        refused(errno.ENODEV, lambda: mount_at("other", second))
 
         def in_user_namespace() -> None:
             pid = os.fork()
             if pid == 0:
                 call(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS))
                 try:
-                    refused(errno.EPERM, lambda: _mount("none", second))
+                    refused(errno.EPERM, lambda: mount_at("none", second))
                 except BaseException:
                     os._exit(1)
                 os._exit(0)
@@ -163,7 +155,7 @@ def read_only(place: Path) -> None:
     path.write_text("x")
     with opened(place / "sparse") as fd:
         os.ftruncate(fd, BLOCK)
-    _mount("none", MOUNT, _MS_REMOUNT | _MS_RDONLY)
+    mount_at("none", MOUNT, _MS_REMOUNT | _MS_RDONLY)
     try:
         refused(errno.EROFS, lambda: path.write_text("y"))
         refused(errno.EROFS, lambda: path.unlink())
@@ -174,7 +166,7 @@ def read_only(place: Path) -> None:
             bus_error(lambda: memory[0])
             memory.close()
     finally:
-        _mount("none", MOUNT, _MS_REMOUNT)
+        mount_at("none", MOUNT, _MS_REMOUNT)
     path.write_text("y")
 
 
@@ -203,142 +195,6 @@ def check_of_a_mounted_store(place: Path) -> None:
     (place / "d/f").write_bytes(pattern(5 * MIB))
     done = run("pkernfs", "check", ok=False)
     equal(done.returncode, 0, f"pkernfs check: {done.stdout}{done.stderr}")
-
-
-def _fill(root: Path) -> str:
-    """Some of everything; a digest of what can be seen of it."""
-    (root / "d/e").mkdir(parents=True)
-    (root / "d/f").write_bytes(pattern(5 * MIB + 7))
-    (root / "d/e/empty").touch(mode=0o751)
-    (root / "link").symlink_to("d/f")
-    with opened(root / "sparse") as fd:
-        os.ftruncate(fd, 20 * MIB)
-        os.pwrite(fd, b"end", 20 * MIB - 3)
-    os.chown(root / "d/f", 11, 22)
-    os.utime(root / "d", ns=(123, 456))
-    return _digest(root)
-
-
-def _digest(root: Path) -> str:
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        info = path.lstat()
-        facts = (path, info.st_mode, info.st_uid, info.st_gid, info.st_size, info.st_mtime_ns)
-        total.update(repr((*facts, info.st_ino, info.st_blocks, info.st_nlink)).encode())
-        if path.is_file() and not path.is_symlink():
-            total.update(path.read_bytes())
-        if path.is_symlink():
-            total.update(bytes(path.readlink()))
-    return total.hexdigest()
-
-
-@check_unmounted
-def content_outlives_the_module(place: Path) -> None:
-    with small_store("256M!4G"):
-        before = _fill(MOUNT)
-        run("umount", str(MOUNT))
-        mount()
-        equal(_digest(MOUNT), before, "after a mount")
-        unload()
-        load("256M!4G")
-        with kernel_log() as log:
-            mount("init")
-        equal([line for line in log if "pkernfs" in line], [], "nothing to say")
-        equal(_digest(MOUNT), before, "after loading the module again, and -o init")
-
-
-@check_unmounted
-def unlinked_files_go_with_the_mount(place: Path) -> None:
-    """A file that is open and has no name takes no space once the store is opened anew."""
-    with small_store():
-        free = free_blocks()
-        with opened(MOUNT / "f") as fd:
-            os.write(fd, b"x" * 5 * MIB)
-            (MOUNT / "f").unlink()
-            equal(free_blocks(), free - 3)
-            # What a kexec would find now, seen through the range's own bytes.
-            image = (SYSFS / "pkernfs/metadata").read_bytes()
-        unload()
-        write_range(0, image[:BLOCK])
-        load("64M!4G")
-        mount()
-        equal((free_blocks(), listed(MOUNT)), (free, []))
-
-
-@check_unmounted
-def only_init_makes_a_store(place: Path) -> None:
-    unload()
-    forget_stores()
-    load("64M!4G")
-    with kernel_log() as log:
-        refused(errno.EINVAL, lambda: _mount("none", MOUNT))
-    equal(len([line for line in log if "pkernfs" in line]), 1, f"{log}")
-    unload()
-    equal(read_range(0, BLOCK) == bytes(BLOCK), True, "nothing was written")
-    load("64M!4G")
-    mount("init")
-    equal(listed(MOUNT), [])
-    unload()
-
-
-@check_unmounted
-def memory_that_was_in_use_gets_a_store(place: Path) -> None:
-    """What a warm reboot leaves is not zero, and nothing of ours: a store without a question."""
-    unload()
-    junk = random.Random(2).randbytes(BLOCK)
-    forget_stores(junk)
-    load("64M!4G")
-    refused(errno.EINVAL, lambda: _mount("none", MOUNT))
-    unload()
-    equal(read_range(0, BLOCK) == junk, True, "nothing was written")
-    load("64M!4G")
-    mount("init")
-    equal(listed(MOUNT), [])
-    _fill(MOUNT)
-    digest = _digest(MOUNT)
-    unload()
-    load("64M!4G")
-    mount("init")
-    equal(_digest(MOUNT), digest, "init leaves a store alone")
-    unload()
-
-
-@check_unmounted
-def damaged_stores_are_left_alone(place: Path) -> None:
-    with small_store():
-        _fill(MOUNT)
-    good = read_range(0, BLOCK)
-    flip = bytes([good[100] ^ 0xFF])
-    for name, number, changes in (
-        ("both super blocks damaged", errno.EUCLEAN, ((100, flip), (MIB + 100, flip))),
-        ("no magic, but files", errno.EUCLEAN, ((0, b"GARBAGE!"), (MIB, b"GARBAGE!"))),
-        ("no super blocks, but files", errno.EUCLEAN, ((0, b"\1" * 8192), (MIB, b"\1" * 8192))),
-    ):
-        write_range(0, good)
-        for offset, data in changes:
-            write_range(offset, data)
-        bad = read_range(0, BLOCK)
-        load("64M!4G")
-        for option in ("", "init"):
-            with kernel_log() as log:
-                try:
-                    _mount("none", MOUNT, data=option)
-                except OSError as error:
-                    equal(error.errno, number, f"{name}: {error}")
-                else:
-                    raise AssertionError(f"{name}: mounted with '{option}'")
-            equal(bool([line for line in log if "pkernfs: region" in line]), True, "says why")
-        unload()
-        equal(read_range(0, BLOCK) == bad, True, f"{name}: unchanged")
-    write_range(0, good)
-    write_range(100, flip)
-    load("64M!4G")
-    mount()
-    equal(len(listed(MOUNT)), 3, "one good super block is enough")
-    unload()
-    load("32M!4G")
-    refused(errno.ENXIO, lambda: _mount("none", MOUNT))
-    unload()
 
 
 @check_unmounted
