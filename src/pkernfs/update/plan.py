@@ -21,6 +21,7 @@ from pkernfs.host.machine import Machine
 from pkernfs.host.ranges import Region, format_size, parse_regions
 from pkernfs.vmm import passthrough
 from pkernfs.vmm.config import Guest, Places, all_guests
+from pkernfs.vmm.outlives import first_obstacle
 from pkernfs.vmm.process import maps_memory, running, stranger
 
 if TYPE_CHECKING:
@@ -176,6 +177,12 @@ async def measure_guest(session: Monitor) -> PlannedGuest:
         raise PkernfsError(
             f"guest {guest.name} can't be saved: {error.what}", error.hint
         ) from error
+    ending = first_obstacle(config.arguments)
+    if ending is not None:
+        raise PkernfsError(
+            f"guest {guest.name} could not be started again: {ending.what}",
+            f"{ending.hint}; pkernfs vm stop {guest.name}, then start it so",
+        )
     size = guest.ram.stat().st_size
     if size != config.ram_bytes:
         raise PkernfsError(f"guest {guest.name}: {guest.ram} has {size} bytes")

@@ -23,11 +23,11 @@ from pkernfs.host.machine import Machine
 from pkernfs.vmm import adopt_arguments, adopt_process, command, process
 from pkernfs.vmm.adopt_arguments import HOW_TO, Circumstances, NotAdoptable, Successor
 from pkernfs.vmm.adopt_process import Found, Mapping
-from pkernfs.vmm.adopt_words import parse
 from pkernfs.vmm.config import Guest, GuestConfig, Places, check_name
 from pkernfs.vmm.guests import struct_pages
 from pkernfs.vmm.launch import start_time
 from pkernfs.vmm.monitor import Monitor, monitor, why_not_saved
+from pkernfs.vmm.options import parse
 
 #: A monitor that somebody else is connected to does not answer (seconds).
 _GREETING_S = 15.0

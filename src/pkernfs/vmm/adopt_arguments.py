@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pkernfs.errors import PkernfsError
-from pkernfs.vmm.adopt_words import Option, Properties, parse
+from pkernfs.vmm import outlives
+from pkernfs.vmm.options import Option, Properties, parse
 
 #: Left out: what they ask for was for that start, or is pkernfs's business from now on.
 _LEFT_OUT = frozenset(
@@ -30,10 +31,6 @@ _REFUSED = {
 }
 _WINDOWS = ("gtk", "sdl", "curses", "cocoa", "dbus")
 _DISPLAYS = ("display", "vnc", "spice", "nographic")
-_HELPED = (
-    "its other half is a process of its own, whose state nobody keeps: "
-    "take a device that QEMU provides itself"
-)
 _FDSET = re.compile(r"/dev/fdset/(\d+)")
 
 
@@ -148,8 +145,8 @@ class _Writer:
             "qmp-pretty": self._server,
             "monitor": self._server,
             "debugcon": self._server,
+            "run-with": self._run_with,
             "set": self._set,
-            "tpmdev": self._tpmdev,
             "serial": self._server,
             "parallel": self._server,
             "sandbox": self._sandbox,
@@ -165,6 +162,7 @@ class _Writer:
             kept = self._handlers.get(option.name, _same)(option)
             if kept is not None:
                 self._refuse_fdset(kept)
+                self._refuse_ending(kept)
                 self._done.options.append(kept)
         self._complete()
         return self._done
@@ -206,6 +204,11 @@ class _Writer:
                 f"{option} uses a file that was opened for it",
                 "start the guest with the file's own path",
             )
+
+    def _refuse_ending(self, option: Option) -> None:
+        found = outlives.obstacle(option)
+        if found is not None:
+            raise NotAdoptable(found.what, found.hint)
 
     def _fdset_file(self, path: str) -> str:
         """The file behind /dev/fdset/N; "" when it is a pipe or has no path."""
@@ -280,8 +283,6 @@ class _Writer:
     def _netdev(self, option: Option) -> Option | None:
         properties = option.properties()
         name, kind = properties.text("id"), properties.text("type")
-        if kind.startswith("vhost"):
-            raise NotAdoptable(str(option), _HELPED)
         passed = [key for key in ("fd", "fds", "h2g", "addr") if '"fd"' in properties.text(key)]
         passed += [key for key in ("fd", "fds") if properties.text(key)]
         if not passed:
@@ -364,13 +365,11 @@ class _Writer:
             raise NotAdoptable(
                 f"-device {driver}", "passed-through devices can't be adopted: remove it before"
             )
-        if driver.startswith("vhost-user"):
-            raise NotAdoptable(f"-device {driver}", _HELPED)
         return option
 
-    def _tpmdev(self, option: Option) -> Option:
-        if option.properties().text("type") == "emulator":
-            raise NotAdoptable(str(option), _HELPED)
+    def _run_with(self, option: Option) -> Option:
+        if option.properties().text("chroot"):
+            raise NotAdoptable(str(option), _REFUSED["chroot"])
         return option
 
     def _set(self, option: Option) -> Option | None:

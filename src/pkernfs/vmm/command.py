@@ -8,16 +8,13 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pkernfs.errors import UsageError
+from pkernfs.vmm import outlives
 from pkernfs.vmm.config import RAM_ID, GuestConfig
 
 _MONITOR = "pkernfs-qmp"
 
 _BACKGROUND = "a guest in the background has no terminal: -chardev file,...,append=on or socket,..."
 _OTHER_USER = "its files in the store belong to root, and it could not save into them"
-_ENDS = (
-    "its other half is a process of this host, which ends with the kernel: what the guest uses has"
-    " to be in QEMU itself, a file on a disk, or the kernel's"
-)
 _REFUSED = {
     "m": "the size of its memory is --ram SIZE",
     "mem-path": "its memory lies in the store",
@@ -38,37 +35,9 @@ _REFUSED = {
 }
 #: Option, what in its value is refused, and why.
 _REFUSED_VALUES = (
-    ("device", re.compile(r"(^|[{,:]\s*\"?)vhost-user-|\"vhost-user-"), _ENDS),
-    ("netdev", re.compile(r"^vhost-user|\"vhost-user\""), _ENDS),
-    ("netdev", re.compile(r"^(stream|dgram).*(addr\.type|\.type)=unix"), _ENDS),
-    ("tpmdev", re.compile(r"^emulator"), _ENDS),
-    ("object", re.compile(r"pr-manager-helper"), _ENDS),
     ("run-with", re.compile(r"(^|,)(user|chroot)="), _OTHER_USER),
     ("set", re.compile(r"discard-data"), "QEMU would empty the guest's memory when it ends"),
 )
-#: Options that take files which the guest can't do without.
-_FILES = frozenset(
-    [
-        "drive",
-        "blockdev",
-        "hda",
-        "hdb",
-        "hdc",
-        "hdd",
-        "cdrom",
-        "fda",
-        "fdb",
-        "sd",
-        "pflash",
-        "mtdblock",
-        "kernel",
-        "initrd",
-        "dtb",
-        "bios",
-    ]
-)
-#: Emptied at each boot (file-hierarchy(7)).
-_GONE = re.compile(r"(^|[=\":])(/tmp|/run|/var/run|/dev/shm)/")
 _SERVERS = frozenset(("chardev", "serial", "parallel", "monitor", "debugcon", "gdb"))
 _SERVER = re.compile(r"(^|,)server(=(on|yes|true|y))?(,|$)|\"server\"\s*:\s*true")
 _NO_WAIT = re.compile(r"(^|,)(wait=(off|no|false)|nowait)(,|$)|\"wait\"\s*:\s*false")
@@ -108,7 +77,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     for option, value in options(arguments):
         if option in _REFUSED:
             raise UsageError(f"-{option} can't be used here", _REFUSED[option])
-        _check_outlives(option, value)
+        _check_value(option, value)
         if option == "object" and "memory-backend" in value:
             raise UsageError(
                 f"-object {value} can't be used here",
@@ -126,10 +95,13 @@ def check_arguments(arguments: Sequence[str]) -> None:
                 f"-device {value} can't be used here",
                 "give the device to the guest with --device BDF",
             )
+    found = outlives.first_obstacle(arguments)
+    if found is not None:
+        raise UsageError(found.what, found.hint)
 
 
-def _check_outlives(option: str, value: str) -> None:
-    """Refuse what waits for somebody, or ends with the kernel.
+def _check_value(option: str, value: str) -> None:
+    """Refuse what waits for somebody, or makes QEMU somebody else.
 
     :raises UsageError: names the argument, and what to write instead.
     """
@@ -140,11 +112,6 @@ def _check_outlives(option: str, value: str) -> None:
         raise UsageError(
             f"-{option} {value} would hold the guest up until somebody connects",
             "write wait=off behind server=on: who comes later is served as well",
-        )
-    if option in _FILES and _GONE.search(value):
-        raise UsageError(
-            f"-{option} {value}: this directory is empty in the next kernel",
-            "put the file onto a disk, for example below /var/lib",
         )
 
 

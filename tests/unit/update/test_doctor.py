@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import socket
@@ -388,9 +389,25 @@ def test_a_memory_file_that_shrank_stops_the_update(host: FakeHost, jumper: Fake
     assert host.states() == {"a": "running"}
 
 
-def test_findings_as_json(host: FakeHost) -> None:
-    import dataclasses
+@answers(
+    phase="input",
+    failure="a guest's command line, taken by an earlier version, has something that ends with "
+    "the kernel: a file in /tmp, virtiofsd, a software TPM",
+    outcome="refused, nothing touched",
+)
+def test_what_ends_with_the_kernel_stops_the_update(host: FakeHost, jumper: FakeKexec) -> None:
+    guest = host.start("a")
+    config = guest.config()
+    arguments = (*config.arguments, "-drive", "file=/tmp/a.img,if=virtio")
+    guest.write_config(dataclasses.replace(config, arguments=arguments))
+    (finding,) = _named(host, "guest.a")
+    assert (finding.status, "put it onto a disk" in finding.hint) == (Status.BLOCKER, True)
+    with pytest.raises(PkernfsError, match="guest a could not be started again: -drive"):
+        _update(host)
+    assert host.states() == {"a": "running"}
 
+
+def test_findings_as_json(host: FakeHost) -> None:
     values = [dataclasses.asdict(f) | {"status": f.status.value} for f in _examine(host)]
     fields = {"id", "topic", "status", "text", "hint", "overridable"}
     assert all(set(value) == fields for value in json.loads(json.dumps(values)))

@@ -16,8 +16,8 @@ from pkernfs.errors import PkernfsError
 from pkernfs.vmm import adopt, adopt_process, process
 from pkernfs.vmm.adopt_arguments import Circumstances, NotAdoptable, memory_of, successor
 from pkernfs.vmm.adopt_process import Found, Mapping
-from pkernfs.vmm.adopt_words import Option, Properties, parse
 from pkernfs.vmm.config import Guest
+from pkernfs.vmm.options import Option, Properties, parse
 from tests.unit.vmm.fakes import RAM, FakeHost
 
 _LINES = Path(__file__).with_name("adopt_lines")
@@ -119,8 +119,8 @@ def test_a_line_of_libvirt_can_be_started_without_libvirt() -> None:
         (["-snapshot"], "temporary file"),
         (["-display", "gtk"], "window"),
         (["-device", "vfio-pci,host=01:00.0"], "passed-through"),
-        (["-device", '{"driver":"vhost-user-fs-pci","chardev":"fs"}'], "process of its own"),
-        (["-netdev", "vhost-user,id=n,chardev=c"], "process of its own"),
+        (["-device", '{"driver":"vhost-user-fs-pci","chardev":"fs"}'], "process of this host"),
+        (["-netdev", "vhost-user,id=n,chardev=c"], "process of this host"),
         (["-netdev", "socket,id=n,fd=7"], "opened for it"),
         (["-netdev", '{"type":"stream","id":"n","addr":{"type":"fd","str":"7"}}'], "opened for it"),
         (["-netdev", "tap,id=n,fd=9"], "no tap interface"),
@@ -136,6 +136,10 @@ def test_a_line_of_libvirt_can_be_started_without_libvirt() -> None:
             "masterKey0",
         ),
         (["-mem-path", "/mnt/pkernfs/x"], "memory-backend-file"),
+        (["-run-with", "async-teardown=on,chroot=/srv"], "must be found"),
+        (["-object", "pr-manager-helper,id=p,path=/var/lib/p"], "process of this host"),
+        (["-drive", "file=/tmp/a.img,if=virtio"], "onto a disk"),
+        (["/run/a.img"], "onto a disk"),
     ],
 )
 def test_what_can_not_be_made_anew_is_refused_by_name(words: list[str], says: str) -> None:

@@ -63,6 +63,31 @@ def test_what_can_not_work_is_refused_with_advice(arguments: list[str]) -> None:
         ("-drive", "file=/tmp/a.img,if=virtio", "onto a disk"),
         ("-blockdev", '{"driver":"file","filename":"/run/a.img"}', "onto a disk"),
         ("-kernel", "/dev/shm/vmlinuz", "onto a disk"),
+        ("-device", "id=f,driver=vhost-user-fs-pci,chardev=c", "other half"),
+        ("-device", "ivshmem-doorbell,chardev=c", "other half"),
+        ("-netdev", "id=n,type=vhost-user,chardev=c", "other half"),
+        ("-netdev", '{"type":"stream","id":"n","addr":{"type":"unix","path":"/x"}}', "other half"),
+        ("-netdev", "vde,id=n,sock=/var/lib/vde", "other half"),
+        ("-nic", "vhost-user,chardev=c", "other half"),
+        ("-tpmdev", "id=t,type=emulator,chardev=c", "other half"),
+        ("-chardev", "socket,id=c,path=/var/lib/peer", "other half"),
+        ("-chardev", "socket,id=c,path=/var/lib/peer,reconnect-ms=0", "other half"),
+        (
+            "-chardev",
+            '{"id":"c","backend":{"type":"socket","data":{"addr":{"type":"unix",'
+            '"data":{"path":"/x"}},"server":false}}}',
+            "other half",
+        ),
+        ("-device", "virtio-net-pci,netdev=n,romfile=/tmp/rom", "onto a disk"),
+        ("-device", "loader,file=/run/a.elf", "onto a disk"),
+        ("-drive", "driver=qcow2,file.driver=file,file.filename=/tmp/a", "onto a disk"),
+        ("-drive", "driver=qcow2,file.filename=/x,backing.file.filename=/dev/shm/b", "onto a disk"),
+        ("-hda", "file:/tmp/a.img", "onto a disk"),
+        ("-option-rom", "/tmp/rom", "onto a disk"),
+        ("-acpitable", "file=/tmp/dsdt", "onto a disk"),
+        ("-fw_cfg", "name=opt/a,file=/run/a", "onto a disk"),
+        ("-virtfs", "local,path=/tmp/share,mount_tag=t,security_model=none", "onto a disk"),
+        ("-object", "tls-creds-x509,id=t,endpoint=server,dir=/run/tls", "onto a disk"),
     ],
 )
 def test_what_ends_with_the_kernel_or_waits_is_refused(option: str, value: str, word: str) -> None:
@@ -77,6 +102,12 @@ def test_what_ends_with_the_kernel_or_waits_is_refused(option: str, value: str, 
         ("-chardev", "socket,id=a,path=/run/a,server=on,wait=off"),
         ("-chardev", "socket,id=a,path=/run/a,server,nowait"),
         ("-chardev", "socket,id=a,path=/run/server,reconnect-ms=1000"),
+        ("-chardev", "socket,id=a,host=::1,port=7"),
+        ("-chardev", "socket,id=a,fd=7"),
+        ("-device", "vhost-vsock-pci,guest-cid=5"),
+        ("-netdev", "vhost-vdpa,id=n,vhostdev=/dev/vhost-vdpa-0"),
+        ("-nic", "user,model=virtio"),
+        ("-fw_cfg", "name=opt/a,string=/tmp/not-a-file"),
         ("-chardev", '{"data":{"server": true, "wait": false}}'),
         ("-serial", "telnet::4444,server=on,wait=off"),
         ("-chardev", "file,id=l,path=/tmp/log,append=on"),
@@ -88,6 +119,11 @@ def test_what_ends_with_the_kernel_or_waits_is_refused(option: str, value: str, 
 )
 def test_what_outlives_the_kernel_passes(option: str, value: str) -> None:
     command.check_arguments([option, value])
+
+
+def test_an_image_without_an_option_is_looked_at_too() -> None:
+    with pytest.raises(UsageError, match="empty in the next kernel"):
+        command.check_arguments(["-smp", "2", "/tmp/disk.img"])
 
 
 def test_ordinary_arguments_pass() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,11 @@ _IMPLIED = {
     "machine": "type",
     "M": "type",
     "mon": "chardev",
+    "net": "type",
     "netdev": "type",
+    "nic": "type",
+    "fsdev": "fsdriver",
+    "virtfs": "fsdriver",
     "object": "qom-type",
     "tpmdev": "type",
     "blockdev": "driver",
@@ -129,6 +133,10 @@ class Properties:
         value = self.items.get(name, "")
         return value if isinstance(value, str) else json.dumps(value)
 
+    def flat(self) -> dict[str, str]:
+        """All as text, what is nested by its dotted name: addr.type."""
+        return dict(_flat(self.items))
+
     def is_on(self, name: str) -> bool:
         """Is a boolean property there and on?"""
         return self.items.get(name, False) in (True, "on", "yes", "true", "y")
@@ -148,3 +156,15 @@ class Properties:
             word = ("on" if value else "off") if isinstance(value, bool) else value
             fresh[key.replace("_", "-")] = value if self.as_json else word
         return replace(self, items={**self.items, **fresh})
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        yield from _flat({str(index): inner for index, inner in enumerate(value)}, name)
+    elif isinstance(value, bool):
+        yield name, "on" if value else "off"
+    else:
+        yield name, str(value)
