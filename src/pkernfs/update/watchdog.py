@@ -165,25 +165,40 @@ def since_boot() -> float:
 def watch(machine: Machine, places: Places, order: Order, say: Callable[[str], None]) -> None:
     """Wait for the guests, and go back when the time is up.
 
-    Returns when a resume has brought a guest back, or had none to bring back.
+    Returns when a resume has brought a guest back, or had none to bring back. Whether it still
+    waits for others is its own affair: it has limits for that.
 
     :raises PkernfsError: the time is up, and going back is not possible or not safe.
     """
-    while since_boot() < order.seconds:
-        result = reported.read(places)
-        if result is not None and (result.running or not result.guests):
-            return
-        time.sleep(max(0.0, min(_POLL_S, order.seconds - since_boot())))
-    result = reported.read(places)
-    if result is not None and (result.running or not result.guests):
+    while not _has_come_back(places):
+        left = order.seconds - since_boot()
+        if left <= 0:
+            break
+        time.sleep(min(_POLL_S, left))
+    else:
         return
-    what = "no guest came back" if result else "pkernfs resume did not report"
+    what = "no guest came back" if reported.read(places) else "pkernfs resume did not report"
     reason = f"{what} within {order.seconds:g} s"
     say(f"{reason}: going back to {order.kernel.image}")
     _end_resume(places)
     with update_lock(places, "return to the kernel before"):
         asyncio.run(_end_guests(places, order.kernel.image))
         go_back(machine, places, order, reason)
+
+
+def _has_come_back(places: Places) -> bool:
+    """Does a guest run again, or is there none that should?"""
+    result = reported.read(places)
+    if result is not None and (result.running or not result.guests):
+        return True
+    with contextlib.suppress(OSError, PkernfsError):
+        # A resume reports at its end, and a guest that runs need not wait for that: see
+        # Guest.begins_to_run().
+        return any(
+            guest.started_file.exists() and process.running(guest) is not None
+            for guest in all_guests(places)
+        )
+    return False
 
 
 def _end_resume(places: Places) -> None:
