@@ -84,6 +84,9 @@ def resume(
         if guest.error:
             print(f"pkernfs: {guest.error}", file=sys.stderr)
             print(f"hint: {guest.hint}", file=sys.stderr)
+    for interface in outcome.interfaces:
+        if interface.state != "back":
+            print(f"pkernfs: {interface}", file=sys.stderr)
     _enter_units([guest.name for guest in outcome.guests if not guest.error])
     if not outcome.store_is_clean:
         print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
@@ -115,6 +118,7 @@ def _print_json(outcome: resuming.Outcome) -> None:
     value = {
         "schema": "pkernfs-resume/1",
         "vms": [dataclasses.asdict(guest) for guest in outcome.guests],
+        "interfaces": [dataclasses.asdict(interface) for interface in outcome.interfaces],
         "store": outcome.store,
     }
     print(json.dumps(value, indent=1))

@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     vm.command("set")(set_)
     vm.command("stop")(stop)
     vm.command("adopt")(adopt)
+    vm.command("network")(network)
     app.add_typer(vm, name="vm")
 
 
@@ -249,3 +250,45 @@ def adopt(
     print(f"{adopted.name} is adopted: {size} of memory, process {adopted.pid}")
     for note in adopted.notes:
         print(f"after an update: {note}")
+
+
+def network(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME...]",
+            help="Guests; all by default.",
+            autocompletion=complete.guests,
+        ),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(metavar="S", min=0, help="Seconds to wait for bridges.")
+    ] = 0.0,
+    store: _Store = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Put guests' interfaces back onto their bridges, as they were before the last update.
+
+    Resume does it for bridges that are there; this does it for those that come up later.
+    """
+    from pkernfs.host.machine import Machine
+    from pkernfs.host.stores import require_any
+    from pkernfs.update import network as networks
+    from pkernfs.vmm.config import Places
+
+    machine = Machine()
+    require_any(machine, store)
+    found = networks.wait_for_bridges(machine, Places.on(machine, store), names or [], wait)
+    if as_json:
+        import dataclasses
+        import json
+
+        value = [dataclasses.asdict(each) for each in found]
+        print(json.dumps({"schema": "pkernfs-network/1", "interfaces": value}, indent=1))
+    else:
+        for each in found:
+            print(each)
+        if not found:
+            print("no guest had an interface of this host at the last update")
+    if any(each.state in ("waits", "failed", "gone") for each in found):
+        raise typer.Exit(1)

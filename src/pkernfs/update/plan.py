@@ -11,18 +11,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pkernfs.errors import PkernfsError
 from pkernfs.files import read_json, write_atomic, write_json
 from pkernfs.host.bootline import MARKER, REGION, BootLine, next_boot_line, word_value
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
+from pkernfs.host.ports import Port
 from pkernfs.host.ranges import Region, format_size, parse_regions
 from pkernfs.vmm import passthrough
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.outlives import first_obstacle
 from pkernfs.vmm.process import maps_memory, running, stranger
+from pkernfs.vmm.taps import ports_of
 
 if TYPE_CHECKING:
     from pkernfs.vmm.monitor import Monitor
@@ -51,6 +53,7 @@ class PlannedGuest:
 
     :ivar state_limit: bytes that its saved state may take at most.
     :ivar priority: guests of a higher one are paused later, and run again earlier.
+    :ivar ports: its interfaces on this host, which end with the kernel.
     """
 
     name: str
@@ -58,6 +61,12 @@ class PlannedGuest:
     state_limit: int
     was_running: bool
     priority: int = 0
+    ports: tuple[Port, ...] = ()
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> PlannedGuest:
+        """From JSON."""
+        return cls(**{**value, "ports": tuple(map(Port.of, value.get("ports", ())))})
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ def read(places: Places, update: str) -> Plan:
     value = read_json(path, PLAN_SCHEMA)
     del value["schema"]
     try:
-        value["guests"] = tuple(PlannedGuest(**guest) for guest in value["guests"])
+        value["guests"] = tuple(map(PlannedGuest.of, value["guests"]))
         return Plan(**value)
     except (TypeError, KeyError) as error:
         raise PkernfsError(f"{path} is incomplete: {error}") from error
@@ -188,7 +197,8 @@ async def measure_guest(session: Monitor) -> PlannedGuest:
         raise PkernfsError(f"guest {guest.name}: {guest.ram} has {size} bytes")
     limit = await session.other_memory() + _STATE_MARGIN
     was_running = await session.is_running()
-    return PlannedGuest(guest.name, config.ram_bytes, limit, was_running, config.priority)
+    ports = ports_of(guest)
+    return PlannedGuest(guest.name, config.ram_bytes, limit, was_running, config.priority, ports)
 
 
 def in_order(guests: Sequence[PlannedGuest], first: Sequence[str]) -> tuple[PlannedGuest, ...]:

@@ -126,7 +126,30 @@ def _guest(
         "blackout_exact_to_s": round(times.scale.exactness(blackout), 6) if blackout else None,
         "error": result.text if result is not None else _NO_RESULT,
         "phases": [span.to_json(end_s) for span in spans if span.guest == planned.name],
+        "network": _network(records, times, planned.name, stopped_s),
     }
+
+
+def _network(
+    records: Sequence[Record], times: Times, guest: str, stopped_s: float | None
+) -> list[dict[str, Any]]:
+    """A guest's interfaces on its host, each as it was recorded last.
+
+    ``dark_s`` is the time in which nothing could reach the guest through it.
+    """
+    last: dict[str, Record] = {}
+    for record in records:
+        if record.event == "network" and record.guest == guest:
+            known = last.get(record.subject)
+            if known is None or known.text != record.text or known.boot_id != record.boot_id:
+                last[record.subject] = record
+    found = []
+    for name, record in sorted(last.items()):
+        value = json.loads(record.text)
+        back = value["state"] == "back" and stopped_s is not None
+        dark = times.of(record) - stopped_s if back and stopped_s is not None else None
+        found.append({"interface": name, **value, "dark_s": _rounded(dark)})
+    return found
 
 
 def _untouched(guest: dict[str, Any]) -> dict[str, Any]:

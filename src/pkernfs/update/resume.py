@@ -28,6 +28,7 @@ from pkernfs.vmm.config import Guest, Places
 from pkernfs.vmm.launch import LOAD_S, START_S, Attempt, Launch, Launcher
 
 if TYPE_CHECKING:
+    from pkernfs.update.network import Attached
     from pkernfs.vmm.cpr_replay import Handed
     from pkernfs.vmm.monitor import Monitor
 
@@ -43,11 +44,13 @@ class Outcome:
     :ivar store: what the checker, which shares no code with the module, says of the store
         after all guests run: "clean", or what it found.
     :ivar warning: why there is no report; empty when there is one.
+    :ivar interfaces: what became of the guests' network interfaces.
     """
 
     guests: list[Resumed]
     store: str
     warning: str = ""
+    interfaces: tuple[Attached, ...] = ()
 
     @property
     def store_is_clean(self) -> bool:
@@ -236,7 +239,7 @@ def resume(
         run.take(_let_go_on(waiting.standing, timeline))
         run.finish(to_the_end=True)
         results = [run.results[name] for name in sorted(run.results)]
-        return _finish(places, results, update, timeline, unmounted)
+        return _finish(machine, places, results, update, timeline, unmounted)
 
 
 def _left_behind(machine: Machine, places: Places) -> list[Resumed]:
@@ -312,6 +315,7 @@ def _let_go_on(standing: list[Standing], timeline: Timeline) -> list[Resumed]:
 
 
 def _finish(
+    machine: Machine,
     places: Places,
     results: list[Resumed],
     update: str | None,
@@ -326,8 +330,10 @@ def _finish(
     running = sum(not result.error for result in results)
     # Guests of a store that can't be mounted are not known, but some there may be.
     reported.write(places, reported.Reported(len(results) + len(unmounted), running))
-    from pkernfs.update import checked, devices
+    from pkernfs.update import checked, devices, network
 
+    names = [result.name for result in results if not result.error]
+    interfaces = tuple(network.put_back(machine, places, update, names, timeline) if update else ())
     devices.note(timeline)
     store = checked.check_store()
     if unmounted:
@@ -339,5 +345,5 @@ def _finish(
         try:
             report.write(places, update)
         except (PkernfsError, OSError) as error:
-            return Outcome(results, store, f"there is no report: {error}")
-    return Outcome(results, store)
+            return Outcome(results, store, f"there is no report: {error}", interfaces)
+    return Outcome(results, store, interfaces=interfaces)

@@ -25,12 +25,12 @@ class Record:
     """One line.
 
     :ivar event: "begin" or "end" of a phase, "moment", "result" of a guest, "device",
-        "store", or "outcome".
-    :ivar subject: name of the phase, moment or device; for a result "ok" or "failed".
+        "network", "store", or "outcome".
+    :ivar subject: name of the phase, moment, device or interface; for a result "ok" or "failed".
     :ivar guest: whose it is; None: of the whole update.
     :ivar reading: the clocks when the line was written.
     :ivar ago_ns: how much earlier it happened, nanoseconds.
-    :ivar text: the error, for a result or outcome; JSON of what is known of a device.
+    :ivar text: the error, for a result or outcome; JSON of what is known of a device or interface.
     """
 
     event: str

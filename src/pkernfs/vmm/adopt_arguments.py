@@ -304,7 +304,7 @@ class _Writer:
     def _tap(self, properties: Properties, interface: str, queues: int) -> Properties:
         self._note(
             f"network {properties.text('id')} will make the interface {interface} anew: "
-            "have the host put it where it belongs (its bridge) whenever it appears"
+            "resume puts it back onto its bridge"
         )
         vhost = properties.is_on("vhost") or bool(properties.text("vhostfd"))
         fresh = properties.without("fd", "fds", "vhostfd", "vhostfds", "vhost").having(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
+from pkernfs.vmm import taps
 
 _DELETED = " (deleted)"
 
@@ -110,18 +111,6 @@ def _files(pid: int) -> dict[int, str]:
     return found
 
 
-def _taps(pid: int, files: dict[int, str]) -> dict[int, str]:
-    """Interfaces of tap devices: tun_chr_show_fdinfo() in drivers/net/tun.c prints "iff:"."""
-    found = {}
-    for number, target in files.items():
-        if target == "/dev/net/tun":
-            text = Path(f"/proc/{pid}/fdinfo/{number}").read_text(encoding="utf-8")
-            match = re.search(r"^iff:\s*(\S+)$", text, re.MULTILINE)
-            if match:
-                found[number] = match[1]
-    return found
-
-
 def parse_maps(text: str, root: Path = Path("/")) -> tuple[Mapping, ...]:
     """Files in a process's memory, from /proc/PID/maps (proc_pid_maps(5)).
 
@@ -174,7 +163,7 @@ def read(pid: int) -> Found:
             uid=ids[0],
             gid=ids[1],
             files=files,
-            taps=_taps(pid, files),
+            taps=taps.by_descriptor(pid),
             mappings=parse_maps(home.joinpath("maps").read_text(encoding="utf-8"), root),
         )
     except OSError as error:
