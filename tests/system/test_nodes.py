@@ -30,7 +30,7 @@ PLAIN = Layout.of(0, nodes=2)
 SECOND = "/mnt/pkernfs-node1"
 _UNLOAD = f"umount -q /mnt/pkernfs; umount -q {SECOND}; modprobe -r pkernfs_dma pkernfs"
 _SOURCED = (
-    'GRUB_CMDLINE_LINUX="quiet"; . /etc/default/grub.d/pkernfs.cfg; '
+    'GRUB_CMDLINE_LINUX="quiet"; . /etc/default/grub.d/zz-pkernfs.cfg; '
     "printf '%s' \"$GRUB_CMDLINE_LINUX\""
 )
 

@@ -97,6 +97,10 @@ def _add(
     from pkernfs.host import reserve as reserving
     from pkernfs.host.ranges import parse_size
 
+    unnamed = [region for region in regions if not region.name]
+    if name is None and not nodes and unnamed and unnamed[0].range.size == parse_size(size):
+        # What was typed before, typed again: written anew where it got lost.
+        return regions
     if name is not None:
         if len(nodes) > 1:
             raise UsageError("one name does not do for several regions", "one --node with --name")
@@ -120,8 +124,16 @@ def _check_name(name: str) -> None:
 
 def _write(machine: Machine, words: Sequence[str], update_grub: bool, *, quiet: bool) -> None:
     from pkernfs.host import grub
+    from pkernfs.host.bootline import REGION
 
     line = " ".join(words)
+    loader = grub.other_loader(machine)
+    if loader:
+        raise PkernfsError(
+            f"this host boots by {loader}, which does not read GRUB's files: nothing was written",
+            f"add to /etc/kernel/cmdline: {line or 'nothing'}; then kernel-install add-all "
+            "(Proxmox: proxmox-boot-tool refresh), and reboot",
+        )
     if not grub.is_used(machine):
         raise PkernfsError(
             f"there is no /{grub.DROP_INS}, so no GRUB that reads it: nothing was written",
@@ -132,7 +144,11 @@ def _write(machine: Machine, words: Sequence[str], update_grub: bool, *, quiet: 
     if quiet:
         return
     print(f"/{grub.DROP_IN}: {line or 'no region'}")
-    print("reboot: from then on it counts" if ran else f"run {grub.UPDATE}, then reboot")
+    now = set(words) == {w for w in machine.boot_line.words if w.startswith(("memmap=", REGION))}
+    if not ran:
+        print(f"run {grub.UPDATE}, then reboot")
+    else:
+        print("this kernel has it already" if now else "reboot: from then on it counts")
 
 
 def _value(machine: Machine, regions: Sequence[Region]) -> dict[str, Any]:

@@ -90,15 +90,34 @@ def _range(machine: Machine) -> Iterator[Finding]:
         yield blocker(topic, error.what, error.hint, "range.unreadable")
         return
     if not regions:
-        coming = grub.regions(machine)
-        yield blocker(
-            topic,
-            "no range of memory is given to pkernfs" + (" before the next boot" if coming else ""),
-            "reboot" if coming else "pkernfs reserve --size SIZE, then reboot",
-            "range.none",
-        )
+        yield blocker(topic, *_no_range(machine), "range.none")
     for region in regions:
         yield from _region(machine, region)
+
+
+def _no_range(machine: Machine) -> tuple[str, str]:
+    """What is between this host and its first region: said and what to do."""
+    none = "no range of memory is given to pkernfs"
+    if not grub.regions(machine):
+        return none, "pkernfs reserve --size SIZE, then reboot"
+    loader = grub.other_loader(machine)
+    if loader:
+        return (
+            f"{none}: /{grub.DROP_IN} asks for one, and this host boots by {loader}",
+            "pkernfs reserve --size SIZE says what to write where",
+        )
+    lacking = grub.missing(machine)
+    if lacking:
+        return (
+            f"{none}: /{grub.DROP_IN} asks for one, and the entry of {lacking[0]} has it not",
+            "pkernfs reserve --size with the same size writes it anew, and says what is in the way",
+        )
+    if grub.is_older_than_boot(machine):
+        return (
+            f"{none}, though /{grub.DROP_IN} asked for one before this boot",
+            f"was another entry or loader chosen? /proc/cmdline and /{grub.CONFIG} show both",
+        )
+    return f"{none} before the next boot", "reboot"
 
 
 def _region(machine: Machine, region: Region) -> Iterator[Finding]:

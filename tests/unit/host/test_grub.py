@@ -132,3 +132,81 @@ def test_a_region_that_somebody_else_wrote_there_is_refused(
     with pytest.raises(PkernfsError, match=r"names pkernfs\.region already") as caught:
         grub.check_others(machine)
     assert str(file) in caught.value.what
+
+
+#: update-grub as far as it matters: sources the files, writes an entry for each kernel.
+_MAKES = r"""
+GRUB_CMDLINE_LINUX=
+for file in ROOT/etc/default/grub ROOT/etc/default/grub.d/*.cfg; do . "$file"; done
+mkdir -p ROOT/boot/grub
+cat >ROOT/boot/grub/grub.cfg <<EOF
+### BEGIN /etc/grub.d/10_linux ###
+	linux	/boot/vmlinuz-7 root=/dev/vda1 ro ${GRUB_CMDLINE_LINUX} quiet
+	linux	/boot/vmlinuz-6 root=/dev/vda1 ro ${GRUB_CMDLINE_LINUX} OLD
+### END /etc/grub.d/10_linux ###
+### BEGIN /etc/grub.d/30_os-prober ###
+	linux	/vmlinuz-of-others root=/dev/vdb1
+### END /etc/grub.d/30_os-prober ###
+EOF
+"""
+_WORDS = boot_words([Region("a", Range(4 << 30, 1 << 30))])
+
+
+def _makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str = "") -> None:
+    script = _MAKES.replace("ROOT", str(tmp_path))
+    found, other = ("${GRUB_CMDLINE_LINUX} OLD", old) if old else (" OLD", "")
+    _update_grub(tmp_path, monkeypatch, script.replace(found, other))
+
+
+def test_a_file_that_is_read_before_ours_may_set_the_line_anew(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _makes(tmp_path, monkeypatch)
+    (tmp_path / "etc/default/grub.d/usb.cfg").write_text('GRUB_CMDLINE_LINUX="console=ttyS0"\n')
+    # As an earlier version wrote it, which was read before that one.
+    (tmp_path / "etc/default/grub.d/pkernfs.cfg").write_text(grub.render(_WORDS))
+    assert grub.regions(machine) is not None
+    assert grub.write(machine, _WORDS)
+    assert grub.missing(machine) == []
+    lines = grub.entries(machine)
+    assert list(lines) == ["/boot/vmlinuz-7", "/boot/vmlinuz-6"]
+    assert all(set(_WORDS) < set(line.words) for each in lines.values() for line in each)
+    left = sorted(path.name for path in (tmp_path / "etc/default/grub.d").iterdir())
+    assert left == ["usb.cfg", "zz-pkernfs.cfg"]
+
+
+@answers(
+    phase="input",
+    failure="a file behind pkernfs's own in /etc/default/grub.d sets GRUB_CMDLINE_LINUX anew",
+    outcome="said by reserve, which names it; the file for GRUB is as it was before",
+)
+def test_a_file_that_is_read_after_ours_is_named(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _makes(tmp_path, monkeypatch)
+    behind = tmp_path / "etc/default/grub.d/zzz.cfg"
+    behind.write_text('GRUB_CMDLINE_LINUX="quiet"\n')
+    with pytest.raises(PkernfsError, match=r"not in the entry of /boot/vmlinuz-7") as caught:
+        grub.write(machine, _WORDS)
+    assert "grub.d/zzz.cfg sets GRUB_CMDLINE_LINUX anew" in caught.value.hint
+    assert grub.regions(machine) is None
+    behind.write_text('GRUB_CMDLINE_LINUX="${GRUB_CMDLINE_LINUX} quiet"\n')
+    assert grub.write(machine, _WORDS)
+
+
+def test_one_entry_without_the_words_is_enough(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _makes(tmp_path, monkeypatch, old="nomodeset")
+    with pytest.raises(PkernfsError, match=r"not in the entry of /boot/vmlinuz-6") as caught:
+        grub.write(machine, _WORDS)
+    assert "another program" in caught.value.hint
+
+
+def test_another_loader_says_who_it_is(machine: Machine, tmp_path: Path) -> None:
+    assert grub.other_loader(machine) == ""
+    file = tmp_path / "sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    file.parent.mkdir(parents=True)
+    for name, other in (("systemd-boot 257.9\0", "systemd-boot 257.9"), ("GRUB 2.12\0", "")):
+        file.write_bytes(b"\x06\0\0\0" + name.encode("utf-16-le"))
+        assert grub.other_loader(machine) == other

@@ -125,3 +125,23 @@ def test_another_boot_loader_gets_the_words_said(reserve: Reserve, root: Path) -
     (root / grub.DROP_INS).rmdir()
     error = _refused(reserve, "no GRUB that reads it", "--size", "1G", "--node", "0")
     assert error.hint.endswith("memmap=1G$0x100000000 pkernfs.region=node0:1G!0x100000000")
+
+
+def test_the_same_words_again_are_written_anew(reserve: Reserve, root: Path) -> None:
+    """Instead of asking for the name of a further region."""
+    first = reserve("--size", "1G")
+    (root / grub.DROP_IN).write_text(grub.render(["pkernfs.region=1G!0x100000000"]))
+    assert reserve("--size", "1G") == first
+    error = _refused(reserve, "a further region needs a name", "--size", "2G")
+    assert "--name" in error.hint
+
+
+def test_a_host_that_boots_by_another_loader_is_told_what_to_write(
+    reserve: Reserve, root: Path
+) -> None:
+    file = root / "sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\x06\0\0\0" + "systemd-boot 257\0".encode("utf-16-le"))
+    error = _refused(reserve, "boots by systemd-boot 257", "--size", "1G")
+    assert "/etc/kernel/cmdline: memmap=1G$0x100000000 pkernfs.region=" in error.hint
+    assert list((root / grub.DROP_INS).iterdir()) == []

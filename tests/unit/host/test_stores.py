@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,3 +267,10 @@ def test_doctor_knows_what_the_next_boot_brings(host: FakeHost) -> None:
     ]
     host.put(grub.DROP_IN, grub.render(boot_words([Region("", Range(4 * GIB, GIB))])))
     assert found() == [("no range of memory is given to pkernfs before the next boot", "reboot")]
+    # There is no use in another reboot if nothing has changed since.
+    host.put("proc/stat", f"cpu 1 2\nbtime {int(time.time()) + 60}\n")
+    ((text, hint),) = found()
+    assert ("asked for one before this boot" in text, "/proc/cmdline" in hint) == (True, True)
+    host.put(grub.CONFIG, "\tlinux\t/boot/vmlinuz-7 root=/dev/vda1 ro quiet\n")
+    ((text, hint),) = found()
+    assert ("/boot/vmlinuz-7 has it not" in text, "same size" in hint) == (True, True)
