@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pkernfs.errors import PARTLY
 from pkernfs.lab import demo
 from pkernfs.lab.machine import Machine
 from tests.conftest import HostFactory
@@ -54,7 +55,7 @@ def test_guests_go_by_priority_and_a_broken_one_holds_nobody_back(new_host: Host
 
     result = host.run(["pkernfs", "update"])
     assert result.status is None, result
-    assert host.wait_reboot().resume == 1
+    assert host.wait_reboot().resume == PARTLY
 
     report = demo.report_of(host)
     assert report["outcome"] == "partial"

@@ -27,6 +27,7 @@ _STATUS = (
     ("0", "It is done."),
     ("1", "It failed; the message says what, and below it what to do."),
     ("2", "The command line is wrong."),
+    ("3", "It is done in part: some guest is as it should be, another is not; each one is named."),
 )
 #: Verbs that say in their own help what their exit status means.
 _OWN_STATUS = re.compile(r"[Ee]xit status|[Ee]xits? with")

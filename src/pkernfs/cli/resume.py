@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pkernfs.errors import PkernfsError
+from pkernfs.errors import PARTLY, PkernfsError
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.update import resume as resuming
 from pkernfs.vmm.config import Places
@@ -63,7 +63,8 @@ def resume(
     :param as_json: print one JSON document at the end, and nothing else.
     :param as_events: print events instead, a JSON document on each line.
     :param early: what was done before this module was imported.
-    :returns: exit status: 1 when a guest does not run or the store is damaged, else 0.
+    :returns: exit status: 0, 1 when no guest could be brought back, else 3 when one could not or
+        the store is damaged.
     :raises PkernfsError: the store can't be mounted.
     """
     machine = Machine()
@@ -92,7 +93,10 @@ def resume(
         print(f"pkernfs: the store is not in order: {outcome.store}", file=sys.stderr)
     if outcome.warning:
         print(f"pkernfs: {outcome.warning}", file=sys.stderr)
-    return 0 if outcome.good else 1
+    if outcome.good:
+        return 0
+    failed = [guest for guest in outcome.guests if guest.error]
+    return 1 if failed and len(failed) == len(outcome.guests) else PARTLY
 
 
 def _print_blackouts(machine: Machine, places: Places, outcome: resuming.Outcome) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pkernfs.cli import complete
+from pkernfs.errors import PARTLY
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.vmm.config import Places
 from pkernfs.words import size, table
@@ -182,7 +183,7 @@ def _recover(machine: Machine, places: Places, as_json: bool) -> None:
     else:
         print(done.summary() if done is not None else "no update was left behind: nothing to undo")
     if done is not None and done.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(PARTLY)
 
 
 def _say_nothing_to_do(error: PkernfsError, schema: str, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import grub, kernels, kexec
+from pkernfs.host import attended, grub, kernels, kexec
 from pkernfs.host.bootline import is_reserved, reserving_word
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import FSTYPE, MODULE, Machine
@@ -344,6 +344,23 @@ def _memory(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
         yield ok(topic, f"{needed >> 20} MiB for the next kernel, {free >> 20} MiB are free")
 
 
+def _attended(machine: Machine) -> Iterator[Finding]:
+    topic = "boot"
+    waits = attended.waits_for(machine)
+    if not waits:
+        yield ok(topic, "nothing is known that the next boot waits for a person with")
+        return
+    yield blocker(
+        topic,
+        f"the next kernel's boot waits for a person with {' and '.join(waits)}: "
+        "the guests stand still until then",
+        "have it unlocked by a key in the initrd, a TPM or clevis; or be there, and"
+        " --watchdog 0 so that it does not go back meanwhile",
+        "boot.attended",
+        overridable=True,
+    )
+
+
 def examine(machine: Machine, store: Path, kernel: Kernel | None) -> list[Finding]:
     """Answer every question; nothing is changed.
 
@@ -358,6 +375,7 @@ def examine(machine: Machine, store: Path, kernel: Kernel | None) -> list[Findin
         *_kexec(machine),
         *_signatures(machine, kernel),
         *_memory(machine, kernel),
+        *_attended(machine),
     ]
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pkernfs.errors import PkernfsError
+from pkernfs.errors import PartlyError, PkernfsError
 from pkernfs.host.machine import Machine
 from pkernfs.host.mounts import Mount, in_layers
 
@@ -45,7 +45,7 @@ _SILENT, _ENDED = b"", b"-"
 NoteFreeze = Callable[[Path, bool | None], None]
 
 
-class StillFrozenError(PkernfsError):
+class StillFrozenError(PartlyError):
     """The update was given up, and a filesystem may have stayed frozen."""
 
 

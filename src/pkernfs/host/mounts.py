@@ -185,6 +185,16 @@ def _parts(machine: Machine, number: str) -> tuple[set[str], set[Path]]:
     return numbers, files
 
 
+def under(machine: Machine, point: Path) -> set[str]:
+    """Numbers of all block devices that the filesystem mounted at ``point`` lies on."""
+    found: set[str] = set()
+    for line in _visible(_lines(machine)):
+        if line.point == point:
+            for number in _devices_of(machine, line):
+                found |= _parts(machine, number)[0]
+    return found
+
+
 def _holder(mounts: Sequence[Mount], points: Sequence[_Line], path: Path) -> set[str]:
     """Number of the filesystem that a file lies on, by its path: to ask the disk may hang."""
     above = [line for line in points if line.point == path or line.point in path.parents]

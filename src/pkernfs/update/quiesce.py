@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-from pkernfs.errors import PkernfsError
+from pkernfs.errors import PartlyError, PkernfsError
 from pkernfs.files import write_atomic
 from pkernfs.update.early import LAUNCH_FILE
 from pkernfs.update.plan import Plan, PlannedGuest, directory
@@ -28,7 +28,7 @@ SAVE_S = 60.0
 Paused = Callable[[str], None]
 
 
-class NotAllRunError(PkernfsError):
+class NotAllRunError(PartlyError):
     """The update was given up, and a guest could not be let run on."""
 
 

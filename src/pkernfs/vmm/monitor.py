@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
-from pkernfs.errors import PkernfsError
+from pkernfs.errors import PartlyError, PkernfsError
 from pkernfs.vmm import process, protocol
 from pkernfs.vmm.config import RAM_ID, Guest
 from pkernfs.vmm.process import log_tail
@@ -202,7 +202,7 @@ async def monitor(guest: Guest, timeout: float = ANSWER_S) -> AsyncIterator[Moni
             await client.disconnect()
 
 
-class StillPreparedError(PkernfsError):
+class StillPreparedError(PartlyError):
     """A guest's QEMU could not be told to forget what an update had told it."""
 
 

@@ -32,7 +32,7 @@ class Disks:
         self._log.touch()
         monkeypatch.setattr(fcntl, "ioctl", self._ioctl)
         monkeypatch.setattr(freeze, "_sync", lambda fd: self._note("sync", self._name(fd)))
-        monkeypatch.setattr(freeze, "FREEZE_S", 1.0)
+        monkeypatch.setattr(freeze, "FREEZE_S", 4.0)
         monkeypatch.setattr(freeze, "THAW_S", 0.5)
 
     def _name(self, fd: int) -> str:
