@@ -32,8 +32,8 @@ class Disks:
         self._log.touch()
         monkeypatch.setattr(fcntl, "ioctl", self._ioctl)
         monkeypatch.setattr(freeze, "_sync", lambda fd: self._note("sync", self._name(fd)))
-        monkeypatch.setattr(freeze, "FREEZE_S", 4.0)
-        monkeypatch.setattr(freeze, "THAW_S", 0.5)
+        monkeypatch.setattr(freeze, "FREEZE_S", 2.0)
+        monkeypatch.setattr(freeze, "THAW_S", 1.0)
 
     def _name(self, fd: int) -> str:
         return Path(f"/proc/self/fd/{fd}").readlink().name
@@ -189,24 +189,24 @@ def test_what_can_not_be_frozen_is_synced_and_somebody_elses_is_left(disks: Disk
 )
 def test_a_freeze_that_hangs_ends_the_update_and_is_thawed_later(disks: Disks) -> None:
     disks.nested()
-    disks.hang["freeze", "outer"] = 2.0
+    disks.hang["freeze", "outer"] = 4.0
     begun = time.monotonic()
     with (
         pytest.raises(freeze.StillFrozenError, match=r"outer was not at rest.*may still be frozen"),
         freeze.frozen_filesystems(disks.machine),
     ):
         raise AssertionError("all of it was frozen")
-    assert time.monotonic() - begun < 1.9
+    assert time.monotonic() - begun < 3.9
     assert disks.done == ["freeze inner", "thaw inner"]
-    time.sleep(2.0 - (time.monotonic() - begun) + 0.5)
+    time.sleep(4.0 - (time.monotonic() - begun) + 1.0)
     assert disks.done[2:] == ["freeze outer", "thaw outer"]
 
 
 def test_a_freeze_that_was_slow_is_undone_at_once(disks: Disks) -> None:
     disks.nested()
-    disks.hang["freeze", "outer"] = 1.2
+    disks.hang["freeze", "outer"] = 2.4
     with (
-        pytest.raises(PkernfsError, match=r"outer was not at rest after 1 s$"),
+        pytest.raises(PkernfsError, match=r"outer was not at rest after 2 s$"),
         freeze.frozen_filesystems(disks.machine),
     ):
         raise AssertionError("all of it was frozen")
@@ -220,16 +220,16 @@ def test_a_freeze_that_was_slow_is_undone_at_once(disks: Disks) -> None:
 )
 def test_a_thaw_that_hangs_is_said(disks: Disks) -> None:
     disks.nested()
-    disks.hang["thaw", "outer"] = 3.0
+    disks.hang["thaw", "outer"] = 6.0
     begun = time.monotonic()
     with (
         pytest.raises(freeze.StillFrozenError, match=r"no jump; .*outer may still be frozen"),
         freeze.frozen_filesystems(disks.machine),
     ):
         raise PkernfsError("no jump")
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 3.0
     assert disks.done[2:] == ["thaw inner"]
     begun = time.monotonic()
     points = [disks.point("inner"), disks.point("deep/er/outer")]
     assert freeze.thaw(points) == [points[1]]
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 3.0
