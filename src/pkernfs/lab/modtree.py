@@ -54,6 +54,7 @@ _KEPT = (
     "lib",
     "mm",
     "net/9p",
+    "net/bridge/bridge",
     "net/core",
     "net/unix",
     "net/vmw_vsock",
