@@ -132,7 +132,7 @@ def _take(fd: int, waits: Callable[[str], None] | None) -> None:
             # stop a guest take longer.
             who = _changes(pid, other)
             if not patience.allows(WAIT_S, who, after=READ_S):
-                raise PkernfsError(who, "wait for it; pkernfs vm list shows what the guests do")
+                raise PkernfsError(who, _SEE)
         elif not _lives(pid):
             # A holder that has not said its name yet; what is written is of one that has ended.
             if not patience.allows(READ_S):
@@ -164,10 +164,12 @@ def _share(
             limit = WAIT_S if patient or other in _PASSING else 0.0
         who = _named(pid, other, _update_of(places), another=False)
         if not patience.allows(limit, who if limit == WAIT_S else ""):
-            raise PkernfsError(f"{what} has to wait: {who}", _LATER)
+            hint = _LATER if other == "update" else _SEE
+            raise PkernfsError(f"{what} has to wait: {who}", hint)
     return True
 
 
+_SEE = "wait for it; pkernfs vm list shows what the guests do"
 _LATER = (
     "try again when it is over: a guest that begins, or ends, now would be lost with this kernel,"
     " or stop the update"
@@ -207,7 +209,7 @@ def _named(pid: int | None, what: str, update: str = "", *, another: bool = True
 
 
 def _refusal(pid: int | None, what: str) -> PkernfsError:
-    return PkernfsError(_named(pid, what), "wait for it; pkernfs vm list shows what the guests do")
+    return PkernfsError(_named(pid, what), _SEE)
 
 
 def check_free(places: Places) -> None:
