@@ -25,3 +25,23 @@ def refused(guest: Tick, command: str, says: str) -> None:
     left = "state", "saved.json"
     paths = [f"{guest.directory}/{name}" for name in left] + ["/run/pkernfs/update.journal"]
     assert lines(guest.host, f"ls {' '.join(paths)} 2>/dev/null || :") == []
+
+
+# Runs "pkernfs update" with something changed in this program.
+_CHANGED = r"""
+import os, signal, subprocess, sys, time
+from pathlib import Path
+sys.path.insert(0, "/usr/lib/pkernfs")
+from pkernfs.update import plan, quiesce
+from pkernfs.update.timeline import Timeline
+{change}
+sys.argv = ["pkernfs", "update"]
+from pkernfs.cli import main
+main()
+"""
+
+
+def changed(host: Machine, change: str) -> str:
+    """The command of an update with a change in it."""
+    (host.share / "changed.py").write_text(_CHANGED.format(change=change))
+    return "python3 /mnt/share/changed.py"

@@ -12,7 +12,7 @@ from pkernfs.lab.machine import Machine
 from tests.answers import answers
 
 from . import tick
-from .refusal import lines, refused
+from .refusal import changed, lines, refused
 from .tick import Tick
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
@@ -171,21 +171,7 @@ def _doctor(host: Machine) -> list[dict[str, str]]:
     return found
 
 
-# Runs "pkernfs update" with something changed in this program.
-_CHANGED = r"""
-import os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, "/usr/lib/pkernfs")
-from pkernfs.update import plan, quiesce
-from pkernfs.update.timeline import Timeline
-{change}
-sys.argv = ["pkernfs", "update"]
-from pkernfs.cli import main
-main()
-"""
-
-
-# For it: the guest's QEMU stands still from the pause on, and the update does not wait long.
+# A change: the guest's QEMU stands still from the pause on, and the update does not wait long.
 _STANDS_STILL = """
 from pkernfs.update import recover
 from pkernfs.vmm.monitor import ANSWER_S, Monitor
@@ -200,12 +186,6 @@ Timeline.mark = hold
 """
 
 
-def _changed(host: Machine, change: str) -> str:
-    """The command of an update with a change in it."""
-    (host.share / "changed.py").write_text(_CHANGED.format(change=change))
-    return "python3 /mnt/share/changed.py"
-
-
 @answers(
     phase="pause, save",
     failure="the store is full when a state is written",
@@ -213,7 +193,7 @@ def _changed(host: Machine, change: str) -> str:
 )
 def test_a_store_that_fills_up_meanwhile_lets_the_guest_run_on(guest: Tick) -> None:
     host = guest.host
-    command = _changed(
+    command = changed(
         host,
         """
 mark = Timeline.mark
@@ -254,7 +234,7 @@ recover.undo = once_more
 """
     )
     try:
-        refused(guest, _changed(guest.host, change), "not every guest runs on")
+        refused(guest, changed(guest.host, change), "not every guest runs on")
     finally:
         guest.host.sh("kill -CONT $(cut -d' ' -f1 /run/pkernfs/tick/pid)").check()
 
@@ -272,7 +252,7 @@ def test_a_guest_that_stands_still_for_long_runs_on_by_itself(guest: Tick) -> No
 recover._GREET_S = 1.0
 """
     )
-    command = _changed(host, change)
+    command = changed(host, change)
     try:
         result = host.sh(command)
         assert result.status == 1, result
@@ -347,7 +327,7 @@ def test_words_that_give_the_range_away_are_refused(guest: Tick) -> None:
 )
 def test_two_updates_at_once(guest: Tick) -> None:
     host = guest.host
-    command = _changed(
+    command = changed(
         host,
         """
 mark = Timeline.mark
@@ -406,7 +386,7 @@ def test_filesystems_on_loop_devices_are_frozen_and_thawed(guest: Tick) -> None:
     host = guest.host
     host.sh(_NESTED).check()
     try:
-        command = _changed(
+        command = changed(
             host,
             """
 from pkernfs.host import kexec

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pkernfs.lab import demo
@@ -55,6 +57,7 @@ def test_guests_outlive_update_and_systemctl_kexec_in_their_units(new_host: Host
     assert host.sh("cat /proc/1/comm").stdout == "systemd\n"
     guest = tick.start(host, "unit")
     _wait_unit(host)
+    _doctor_looks_for_the_program(host)
 
     demo_count = guest.count()
     demo.update(host)
@@ -67,6 +70,29 @@ def test_guests_outlive_update_and_systemctl_kexec_in_their_units(new_host: Host
     _orderly_kexec(guest)
     failed = host.run(["systemctl", "--failed", "--plain", "--no-legend"]).stdout
     assert failed == ""
+
+
+def _units(host: Machine, program: str) -> tuple[str, str]:
+    """What doctor says of the units: id and status."""
+    found = json.loads(host.run([program, "doctor", "--json"]).stdout)["findings"]
+    (it,) = [finding for finding in found if finding["topic"] == "units"]
+    return it["id"], it["status"]
+
+
+def _doctor_looks_for_the_program(host: Machine) -> None:
+    """systemd itself says the same of it."""
+    assert _units(host, "pkernfs") == ("units", "ok")
+    host.sh("mv /usr/bin/pkernfs /usr/bin/pkernfs.away && systemctl daemon-reload").check()
+    try:
+        assert _units(host, "/usr/bin/pkernfs.away") == ("units.program", "blocker")
+        host.sh("printf '#!/bin/sh\n' >/usr/bin/pkernfs && systemctl daemon-reload").check()
+        assert _units(host, "/usr/bin/pkernfs.away") == ("units.program", "blocker")
+    finally:
+        host.sh("mv /usr/bin/pkernfs.away /usr/bin/pkernfs && systemctl daemon-reload").check()
+    host.sh("systemctl mask --runtime pkernfs-resume.service").check()
+    assert _units(host, "pkernfs") == ("units.masked", "blocker")
+    host.sh("systemctl unmask --runtime pkernfs-resume.service").check()
+    assert _units(host, "pkernfs") == ("units", "ok")
 
 
 @answers(

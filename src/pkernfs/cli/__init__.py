@@ -92,6 +92,11 @@ def report_error(error: PkernfsError) -> None:
         print(f"hint: {error.hint}", file=sys.stderr)
 
 
+def say_waits(text: str) -> None:
+    """Say for whom this command waits: nothing that belongs into its output."""
+    print(f"pkernfs: {text}", file=sys.stderr, flush=True)
+
+
 def _run(arguments: list[str], own: list[str]) -> None:
     if arguments == ["resume"]:
         from pkernfs.update.early import begin

@@ -65,7 +65,7 @@ def doctor(
         print(json.dumps({"schema": "pkernfs-doctor/1", "findings": values}, indent=1))
     else:
         for finding in findings:
-            hint = f" -> {update_doctor.hint_of(finding)}" if finding.hint else ""
+            hint = f" -> {host_doctor.hint_of(finding)}" if finding.hint else ""
             print(f"{finding.status.value:<8}{finding.topic:<12}{finding.text}{hint}")
     if any(finding.status is host_doctor.Status.BLOCKER for finding in findings):
         raise typer.Exit(1)

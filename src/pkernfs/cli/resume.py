@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pkernfs.cli import say_waits
 from pkernfs.errors import PARTLY, PkernfsError
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.update import resume as resuming
@@ -46,10 +47,6 @@ class _Display:
             self._tell.error(error)
 
 
-def _waits(text: str) -> None:
-    print(f"pkernfs: {text}", file=sys.stderr, flush=True)
-
-
 def resume(
     store: Path = DEFAULT_STORE,
     *,
@@ -73,7 +70,7 @@ def resume(
         display = _Display(stack, as_events)
         started = (lambda _: None) if as_json else display.start
         try:
-            outcome = resuming.resume(machine, places, started, early, _waits)
+            outcome = resuming.resume(machine, places, started, early, say_waits)
         except PkernfsError as error:
             display.error(error)
             raise

@@ -108,6 +108,7 @@ def update(
     Shows its progress on a terminal, prints lines elsewhere. After the jump this command is
     gone with its kernel: pkernfs report has the rest.
     """
+    from pkernfs.cli import say_waits
     from pkernfs.errors import PkernfsError
     from pkernfs.host import kernels
     from pkernfs.update import display, handover, orderly
@@ -133,10 +134,10 @@ def update(
         except PkernfsError:  # is said where all is checked
             pass
     if dry_run:
-        _show(machine, handover.dry_run(machine, places, request), as_json)
+        _show(machine, handover.dry_run(machine, places, request, say_waits), as_json)
         return
     if load_only:
-        plan = orderly.load_only(machine, places, request)
+        plan = orderly.load_only(machine, places, request, say_waits)
         print(f"{plan.kernel_after} is loaded for {len(plan.guests)} guests: systemctl kexec")
         return
     with display.shown(_display(as_json, plain)) as tell:
@@ -144,7 +145,7 @@ def update(
             if going_down:
                 orderly.going_down(machine, places, tell)
                 return
-            handover.update(machine, places, request, tell)
+            handover.update(machine, places, request, tell, waits=say_waits)
         except PkernfsError as error:
             tell.error(error)
             raise
@@ -171,9 +172,10 @@ def _display(as_json: bool, plain: bool) -> Show:
 
 
 def _recover(machine: Machine, places: Places, as_json: bool) -> None:
+    from pkernfs.cli import say_waits
     from pkernfs.update.recover import recover
 
-    done = recover(machine, places)
+    done = recover(machine, places, say_waits)
     if as_json:
         import dataclasses
         import json

@@ -14,6 +14,7 @@ from pkernfs.host.machine import DEFAULT_STORE
 from pkernfs.words import size, table
 
 if TYPE_CHECKING:
+    from pkernfs.vmm.config import Places
     from pkernfs.vmm.guests import GuestStatus
 
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Where the store is mounted.")]
@@ -70,43 +71,78 @@ def start(
     in_unit: _InUnit = False,
 ) -> None:
     """Start a guest; without --ram, start one again that was stopped."""
+    from pkernfs.cli import say_waits
     from pkernfs.host import systemd
     from pkernfs.host.machine import Machine, require_store
     from pkernfs.host.ranges import format_size, parse_size
+    from pkernfs.update.lock import changing_guests
     from pkernfs.vmm import definitions, guests
-    from pkernfs.vmm.config import Guest, Places
+    from pkernfs.vmm.config import Guest, Places, check_name
 
     require_store(store)
     places = Places.on(Machine(), store)
-    if ram is None:
-        definitions.restore(places, name)
-    else:
-        definitions.require_home(places, name)
     if in_unit:
-        guests.enter(places, name)
+        _enter(places, name)
         return
     size = parse_size(ram) if ram is not None else None
-    home = None
-    if node is not None or region is not None:
-        from pkernfs.vmm.placement import choose_store
+    with changing_guests(places, f"vm start {check_name(name)}", say_waits):
+        if size is None:
+            definitions.restore(places, name)
+        else:
+            definitions.require_home(places, name)
+        home = None
+        if node is not None or region is not None:
+            from pkernfs.vmm.placement import choose_store
 
-        home = choose_store(Machine(), store, node, region)
-    child = guests.start(
-        places,
-        name,
-        size,
-        arguments or [],
-        qemu=qemu,
-        store=home,
-        node=node,
-        priority=priority,
-        devices=device or [],
-    )
+            home = choose_store(Machine(), store, node, region)
+        child = guests.start(
+            places,
+            name,
+            size,
+            arguments or [],
+            qemu=qemu,
+            store=home,
+            node=node,
+            priority=priority,
+            devices=device or [],
+        )
     systemd.enter_units([name], Machine())
     guest = Guest(name, places)
     definitions.keep(guest)
     size = guest.config().ram_bytes
     print(f"{name} runs: {format_size(size)} of memory in {guest.store}, process {child.pid}")
+
+
+def _enter(places: Places, name: str) -> None:
+    """For the unit of a guest: take it in if it runs, or start it.
+
+    Taking in changes nothing of who runs, and a resume or an update has every guest's QEMU where
+    it is: only a start takes the host's lock. An update may be given up, so it waits for that.
+    """
+    from pkernfs.cli import say_waits
+    from pkernfs.update.lock import changing_guests
+    from pkernfs.vmm import definitions, guests
+
+    if guests.take_in(places, name):
+        return
+    with changing_guests(places, f"vm start {name}", say_waits, patient=True):
+        definitions.restore(places, name)
+        guests.enter(places, name)
+
+
+def _leave(places: Places, name: str) -> None:
+    """For the unit of a guest that is being stopped: shut the guest down, if it is on."""
+    import time
+
+    from pkernfs.cli import say_waits
+    from pkernfs.update.lock import changing_guests
+    from pkernfs.vmm import guests
+
+    if not guests.has_to_leave(places, name):
+        return
+    ends = time.monotonic() + guests.UNIT_STOP_S
+    with changing_guests(places, f"vm stop {name}", say_waits, patient=True):
+        guests.leave(places, name, max(0.0, ends - time.monotonic()))
 
 
 def list_(
@@ -183,18 +219,23 @@ def stop(
     in_unit: _InUnit = False,
 ) -> None:
     """Shut a guest down. Its memory is given back; how to start it again is kept."""
+    from pkernfs.cli import say_waits
     from pkernfs.host import systemd
     from pkernfs.host.machine import Machine
     from pkernfs.host.stores import require_any
+    from pkernfs.update.lock import BRINGING_BACK, changing_guests
     from pkernfs.vmm import definitions, guests
-    from pkernfs.vmm.config import Places
+    from pkernfs.vmm.config import Places, check_name
 
     require_any(Machine(), store)
     places = Places.on(Machine(), store)
     if in_unit:
-        guests.leave(places, name)
+        _leave(places, name)
         return
-    guests.stop(places, name, force=force, delete=delete, timeout=timeout)
+    # A guest that a resume or a recovery waits for in vain has to be given up somehow.
+    beside = BRINGING_BACK if force else frozenset()
+    with changing_guests(places, f"vm stop {check_name(name)}", say_waits, beside=beside):
+        guests.stop(places, name, force=force, delete=delete, timeout=timeout)
     if delete:
         definitions.forget(name)
     systemd.leave_unit(name, Machine())
@@ -219,11 +260,13 @@ def adopt(
     It runs on as it is, and updates take it along. The next kernel starts its QEMU anew, with
     the same arguments but for what is said here.
     """
+    from pkernfs.cli import say_waits
     from pkernfs.errors import UsageError
     from pkernfs.host import systemd
     from pkernfs.host.machine import Machine
     from pkernfs.host.ranges import format_size
     from pkernfs.host.stores import require_any
+    from pkernfs.update.lock import changing_guests
     from pkernfs.vmm import adopt as adopting
     from pkernfs.vmm.config import Places
 
@@ -232,13 +275,14 @@ def adopt(
     machine = Machine()
     require_any(machine, store)
     places = Places.on(machine, store)
-    if libvirt is not None:
-        from pkernfs.vmm import adopt_libvirt
+    with changing_guests(places, f"vm adopt {libvirt or qmp}", say_waits):
+        if libvirt is not None:
+            from pkernfs.vmm import adopt_libvirt
 
-        adopted = adopt_libvirt.adopt(places, libvirt, name, machine)
-    else:
-        assert qmp is not None
-        adopted = adopting.adopt(places, qmp, name, machine)
+            adopted = adopt_libvirt.adopt(places, libvirt, name, machine)
+        else:
+            assert qmp is not None
+            adopted = adopting.adopt(places, qmp, name, machine)
     systemd.enter_units([adopted.name], machine)
     if as_json:
         import dataclasses

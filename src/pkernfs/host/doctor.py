@@ -74,6 +74,13 @@ def blocker(topic: str, text: str, hint: str, id: str, *, overridable: bool = Fa
     return Finding(topic, Status.BLOCKER, text, hint, id, overridable)
 
 
+def hint_of(finding: Finding) -> str:
+    """What to do about a finding, the way around it included if there is one."""
+    if finding.overridable:
+        return f"{finding.hint}; to go on in spite of it: pkernfs update --override {finding.id}"
+    return finding.hint
+
+
 def how_to_build(machine: Machine, release: str) -> str:
     """What to type to have the modules for a kernel, its headers as well where they lack."""
     build = f"dkms autoinstall -k {release}"

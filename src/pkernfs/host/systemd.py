@@ -19,12 +19,14 @@ from pkernfs.host.machine import Machine
 _TEMPLATE = "pkernfs-vm@.service"
 KEEPER = "pkernfs-kexec.service"
 
-#: Where units lie, as far as an administrator or a package puts any there
-#: (systemd.unit(5), "System Unit Search Path").
-_UNIT_DIRECTORIES = (
+#: Where units lie, as far as an administrator or a package puts any there, the first one that
+#: counts first (systemd.unit(5), "System Unit Search Path").
+UNIT_DIRECTORIES = (
     "etc/systemd/system",
+    "run/systemd/system",
     "usr/local/lib/systemd/system",
     "usr/lib/systemd/system",
+    "lib/systemd/system",
 )
 
 #: Seconds that systemd may take for an answer.
@@ -47,9 +49,50 @@ def booted(machine: Machine) -> bool:
 
 def has_units(machine: Machine) -> bool:
     """Does systemd run here, and are the units of guests installed?"""
-    return booted(machine) and any(
-        (machine.root / directory / _TEMPLATE).exists() for directory in _UNIT_DIRECTORIES
-    )
+    return booted(machine) and _file(machine, _TEMPLATE) is not None
+
+
+def _file(machine: Machine, unit: str) -> Path | None:
+    """The file of a unit that counts; None when there is none."""
+    paths = (machine.root / directory / unit for directory in UNIT_DIRECTORIES)
+    return next((path for path in paths if path.exists() or path.is_symlink()), None)
+
+
+def is_masked(machine: Machine, unit: str) -> bool:
+    """Is a unit one that systemd never starts: linked to /dev/null, or empty?"""
+    path = _file(machine, unit)
+    if path is None:
+        return False
+    if path.is_symlink() and path.readlink() == Path(os.devnull):
+        return True
+    return path.is_file() and path.stat().st_size == 0
+
+
+def commands(machine: Machine, unit: str) -> list[str] | None:
+    """The programs that a service is started by, as its ExecStart= names them.
+
+    :returns: None when there is no such unit.
+    """
+    path = _file(machine, unit)
+    if path is None or not path.is_file():
+        return None
+    # Drop-ins count after the unit's own file, by name; one in a directory that comes earlier
+    # replaces those of its name.
+    drop_ins: dict[str, Path] = {}
+    for directory in reversed(UNIT_DIRECTORIES):
+        for file in (machine.root / directory / f"{unit}.d").glob("*.conf"):
+            drop_ins[file.name] = file
+    found: list[str] = []
+    for file in (path, *(drop_ins[name] for name in sorted(drop_ins))):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, mark, value = line.partition("=")
+            if not mark or key.strip() != "ExecStart":
+                continue
+            words = value.split()
+            # An empty one takes back those before it; what stands before a program says how
+            # to run it (systemd.service(5), "Command lines").
+            found = [*found, words[0].lstrip("@-:+!|")] if words else []
+    return found
 
 
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.host import devices_doctor
 from pkernfs.host import doctor as host_doctor
-from pkernfs.host.doctor import Finding, Status, blocker, note, ok
+from pkernfs.host.doctor import Finding, Status, blocker, hint_of, note, ok
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import FSTYPE, Machine
-from pkernfs.update import journal, watchdog
+from pkernfs.update import journal, outsiders, units, watchdog
 from pkernfs.update import plan as planning
 from pkernfs.update.lock import check_free
 from pkernfs.update.plan import PlannedGuest
@@ -23,16 +23,12 @@ from pkernfs.vmm import process
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.monitor import monitor, settings_left, why_not_saved
 
-#: What is enabled; it wants the mounts, resume and the watchdog.
-_TARGET = "pkernfs.target"
 #: A QEMU that nobody has prepared names what forbids a migration to another host; not all
 #: of that forbids an update.
 _ASKS_PROPERLY = (
     "pkernfs update --dry-run asks QEMU as an update does; when it refuses too, remove that"
     " device, or switch the guest off for the update"
 )
-
-_UNIT_HOMES = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 
 
 def _leftovers(places: Places) -> Iterator[Finding]:
@@ -81,33 +77,6 @@ def _watchdog(machine: Machine, places: Places) -> Iterator[Finding]:
         )
         return
     yield ok(topic, f"without guests after {watchdog.DEFAULT_S:g} s, back to {kernel.image}")
-
-
-def _enabled(machine: Machine, unit: str) -> bool:
-    homes = (machine.root / home for home in _UNIT_HOMES)
-    return any(any(home.glob(f"*.wants/{unit}")) for home in homes)
-
-
-def _units(machine: Machine) -> Iterator[Finding]:
-    """In the next kernel something has to run resume, and the watchdog."""
-    topic = "units"
-    if not (machine.root / "run/systemd/system").is_dir():
-        yield note(
-            topic,
-            "the host is not run by systemd",
-            "have its init run pkernfs resume (and pkernfs watchdog) when it starts",
-            id="units.no-systemd",
-        )
-        return
-    if not _enabled(machine, _TARGET):
-        yield note(
-            topic,
-            f"{_TARGET} is not enabled: after an update nobody brings the guests back by itself",
-            f"make install-units in the sources of pkernfs, then systemctl enable {_TARGET}",
-            id="units.disabled",
-        )
-    else:
-        yield ok(topic, f"{_TARGET} is enabled: systemd brings the guests back after an update")
 
 
 async def _guest(guest: Guest) -> tuple[list[Finding], PlannedGuest | None]:
@@ -204,7 +173,8 @@ def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Findin
         *devices_doctor.examine(machine, kernel),
         *_store(machine, places),
         *_watchdog(machine, places),
-        *_units(machine),
+        *units.examine(machine),
+        *outsiders.examine(machine, places),
     ]
 
 
@@ -238,7 +208,9 @@ def check(findings: Iterable[Finding], override: frozenset[str]) -> None:
     """
     blockers = [finding for finding in findings if finding.status is Status.BLOCKER]
     ids = {finding.id for finding in blockers}
-    if unknown := sorted(override - ids):
+    # A virtual machine that was named may have ended since.
+    unknown = sorted(id for id in override - ids if not id.startswith(outsiders.FOREIGN))
+    if unknown:
         raise UsageError(
             f"--override {unknown[0]}: doctor finds no such blocker",
             f"it finds: {', '.join(sorted(ids)) or 'none'}",
@@ -247,13 +219,8 @@ def check(findings: Iterable[Finding], override: frozenset[str]) -> None:
         if finding.id in override and not finding.overridable:
             raise UsageError(f"{finding.id} can't be overridden: {finding.text}", finding.hint)
     left = [finding for finding in blockers if finding.id not in override]
+    if left and left[0].topic == outsiders.TOPIC:
+        raise outsiders.refusal(left)
     if left:
         more = f" (and {len(left) - 1} more: pkernfs doctor)" if len(left) > 1 else ""
         raise PkernfsError(left[0].text + more, hint_of(left[0]))
-
-
-def hint_of(finding: Finding) -> str:
-    """What to do about a finding, the way around it included if there is one."""
-    if finding.overridable:
-        return f"{finding.hint}; to go on in spite of it: pkernfs update --override {finding.id}"
-    return finding.hint

@@ -15,7 +15,7 @@ from pkernfs.errors import PkernfsError
 from pkernfs.host import freeze, kernels, kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
-from pkernfs.update import devices, doctor, journal, recover, watchdog
+from pkernfs.update import devices, doctor, journal, outsiders, recover, watchdog
 from pkernfs.update import plan as planning
 from pkernfs.update.guard import AGAIN_S, Guard, guarded
 from pkernfs.update.journal import Journal
@@ -152,9 +152,15 @@ def _undoable(machine: Machine, places: Places) -> Iterator[WayBack]:
         written.close(undone=True)
 
 
-def dry_run(machine: Machine, places: Places, request: Request) -> Plan:
+def dry_run(
+    machine: Machine,
+    places: Places,
+    request: Request,
+    waits: Callable[[str], None] | None = None,
+) -> Plan:
     """Make all checks and return what an update would do.
 
+    :param waits: see :func:`pkernfs.update.lock.update_lock`.
     :raises PkernfsError: an update would not work.
     """
 
@@ -165,7 +171,7 @@ def dry_run(machine: Machine, places: Places, request: Request) -> Plan:
             with devices.armed(plan) as plan:
                 return plan
 
-    with update_lock(places, "dry run"), _undoable(machine, places) as (written, _):
+    with update_lock(places, "dry run", waits=waits), _undoable(machine, places) as (written, _):
         return asyncio.run(check())
 
 
@@ -217,8 +223,10 @@ async def _update(
             with timeline.phase("load"):
                 note(journal.LOAD)
                 stack.enter_context(kexec.loaded(kernel, plan.boot_line))
+            present = outsiders.RollCall(machine, places, plan, request.override)
+            present.check()
             way_back.guard.pausing()
-            await _leave(machine, plan, sessions, timeline, way_back, leave)
+            await _leave(machine, plan, sessions, timeline, way_back, leave, present)
         except BaseException as error:
             timeline.open(path / "timeline.jsonl")
             timeline.mark("outcome", "rolled back", text=str(error))
@@ -232,27 +240,35 @@ async def _leave(
     timeline: Timeline,
     way_back: WayBack,
     leave: Leave,
+    present: outsiders.RollCall,
 ) -> None:
     def note(name: str) -> None:
         way_back.written.note(journal.RAN, name)
 
     async with quiesced(sessions, plan, timeline, note):
         devices.check_again()
+        present.check()
         timeline.mark("begin", "hand over")
         leave(machine, timeline, way_back)
 
 
 def update(
-    machine: Machine, places: Places, request: Request, watch: Watch, leave: Leave = _jump
+    machine: Machine,
+    places: Places,
+    request: Request,
+    watch: Watch,
+    leave: Leave = _jump,
+    waits: Callable[[str], None] | None = None,
 ) -> NoReturn:
     """Replace the running kernel under the guests. Returns only by an error.
 
     :param watch: is shown the plan and every record of the timeline, also while guests are
         paused: it must neither block nor raise.
     :param leave: what is done once all guests are saved; it does not come back but by an error.
+    :param waits: see :func:`pkernfs.update.lock.update_lock`.
     :raises PkernfsError: it failed, nothing has changed, and all guests run on.
     """
-    with update_lock(places), _undoable(machine, places) as way_back:
+    with update_lock(places, waits=waits), _undoable(machine, places) as way_back:
         try:
             asyncio.run(_update(machine, places, request, way_back, watch, leave))
         except asyncio.CancelledError as error:

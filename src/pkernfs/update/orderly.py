@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,9 +33,15 @@ def _staged_file(places: Places) -> Path:
     return places.run / "staged.json"
 
 
-def load_only(machine: Machine, places: Places, request: Request) -> Plan:
+def load_only(
+    machine: Machine,
+    places: Places,
+    request: Request,
+    waits: Callable[[str], None] | None = None,
+) -> Plan:
     """Make all checks and load the next kernel, for a ``systemctl kexec`` later on.
 
+    :param waits: see :func:`pkernfs.update.lock.update_lock`.
     :raises PkernfsError: an update would not work, or nobody would save the guests then.
     """
     if not systemd.has_units(machine):
@@ -43,7 +50,7 @@ def load_only(machine: Machine, places: Places, request: Request) -> Plan:
             "install the units (make install-units), or use pkernfs update alone",
         )
     _refuse_devices()
-    plan = handover.dry_run(machine, places, request)
+    plan = handover.dry_run(machine, places, request, waits)
     if plan.guests and not systemd.is_active(systemd.KEEPER):
         raise PkernfsError(
             f"{systemd.KEEPER} is not up: nobody would save the guests",

@@ -9,6 +9,7 @@ may be made again, so a recovery that was killed itself is simply repeated.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pkernfs.errors import PkernfsError
@@ -155,11 +156,14 @@ def _report(timeline: Timeline, places: Places, result: Recovered, why: str) -> 
         return
 
 
-def recover(machine: Machine, places: Places) -> Recovered | None:
+def recover(
+    machine: Machine, places: Places, waits: Callable[[str], None] | None = None
+) -> Recovered | None:
     """Undo what an update left behind that is dead.
 
+    :param waits: see :func:`pkernfs.update.lock.update_lock`.
     :returns: what was done; None when no update left anything.
     :raises PkernfsError: an update is alive, or is being undone already.
     """
-    with update_lock(places, "recovery"):
+    with update_lock(places, "recovery", waits=waits):
         return undo(machine, places, "it was killed")

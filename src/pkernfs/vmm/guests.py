@@ -264,27 +264,49 @@ def _in_store(guest: Guest, store: Path) -> Guest:
     return Guest(guest.name, guest.places, store)
 
 
+def take_in(places: Places, name: str) -> bool:
+    """For the unit of a guest: take the guest in, if it runs.
+
+    :returns: does it?
+    :raises PkernfsError: it can't be moved here.
+    """
+    child = process.running(Guest(check_name(name), places))
+    if child is None:
+        return False
+    _take_in(child)
+    return True
+
+
+def _take_in(child: process.Process) -> None:
+    systemd.move_here(child.pid)
+    systemd.now_main(child.pid)
+
+
 def enter(places: Places, name: str) -> None:
     """For the unit of a guest: take the guest in, or start it if it does not run.
 
     :raises PkernfsError: it can't be started.
     """
+    if not take_in(places, name):
+        _take_in(start(places, name, None, ()))
+
+
+def has_to_leave(places: Places, name: str) -> bool:
+    """Is a guest on, and not saved for an update? One that is saved is complete in the store."""
     guest = Guest(check_name(name), places)
-    child = process.running(guest) or start(places, name, None, ())
-    systemd.move_here(child.pid)
-    systemd.now_main(child.pid)
+    return process.running(guest) is not None and guest.saved() is None
 
 
-def leave(places: Places, name: str) -> None:
+def leave(places: Places, name: str, timeout: float = UNIT_STOP_S) -> None:
     """For the unit of a guest that is being stopped: shut the guest down, if it is on.
 
     One that was saved for an update is complete in the store: its QEMU may be ended.
 
+    :param timeout: seconds that the guest may take to shut down.
     :raises PkernfsError: it did not shut down.
     """
-    guest = Guest(check_name(name), places)
-    if process.running(guest) is not None and guest.saved() is None:
-        stop(places, name, force=False, delete=False, timeout=UNIT_STOP_S)
+    if has_to_leave(places, name):
+        stop(places, name, force=False, delete=False, timeout=timeout)
 
 
 async def _until_up(guest: Guest, child: process.Process) -> None:

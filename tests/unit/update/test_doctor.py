@@ -194,15 +194,6 @@ def test_no_kernel_to_go_back_to_is_a_note(host: FakeHost) -> None:
     assert found.status is Status.NOTE
 
 
-def test_units_that_are_not_enabled_are_a_note(host: FakeHost) -> None:
-    assert _named(host, "units.no-systemd")
-    (host.root / "run/systemd/system").mkdir(parents=True)
-    (found,) = _named(host, "units.disabled")
-    assert (found.status, "pkernfs.target" in found.hint) == (Status.NOTE, True)
-    host.put("etc/systemd/system/multi-user.target.wants/pkernfs.target", "")
-    assert not _named(host, "units.disabled")
-
-
 def _update(host: FakeHost, *override: str) -> None:
     request = handover.Request(override=frozenset(override))
     handover.update(host.machine, host.places, request, lambda _: None)

@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from pkernfs.errors import PkernfsError
-from pkernfs.update import early, lock
+from pkernfs.update import early, journal, lock
 from pkernfs.update import resume as resuming
 from pkernfs.update.waiting import Resumed
 from tests.answers import answers
@@ -115,3 +116,91 @@ def test_a_resume_is_refused_at_once_by_the_others(host: FakeHost, what: str) ->
             resuming.resume(host.machine, host.places, waits=said.append)
         assert time.monotonic() - began < early.READ_S / 2
     assert said == []
+
+
+def _changes(host: FakeHost, what: str = "vm start b", **how: Any) -> list[str]:
+    """Change who runs; what it says while it waits."""
+    said: list[str] = []
+    with lock.changing_guests(host.places, what, said.append, **how):
+        return said
+
+
+@answers(
+    phase="input",
+    failure="vm start, vm stop or vm adopt during an update",
+    outcome="refused at once, the update is named; resumes and dry runs are waited for",
+)
+def test_who_runs_does_not_change_during_an_update(host: FakeHost) -> None:
+    with lock.update_lock(host.places):
+        written = journal.Journal(host.places)
+        written.note(journal.UPDATE, "20261130-170000-abcd")
+        began = time.monotonic()
+        with pytest.raises(PkernfsError) as caught:
+            _changes(host)
+        assert time.monotonic() - began < early.READ_S / 2
+        written.close(undone=True)
+    assert caught.value.what == (
+        f"vm start b has to wait: update 20261130-170000-abcd is going on: process {os.getpid()}"
+    )
+    assert "lost with this kernel" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [("resume", {}), ("dry run", {}), ("recovery", {}), ("update", {"patient": True})],
+)
+def test_who_changes_guests_waits_for_what_passes(
+    host: FakeHost, what: str, how: dict[str, Any]
+) -> None:
+    with _held(host, 0.3, fcntl.LOCK_EX, f"{os.getpid()} {what}\n"):
+        (line,) = _changes(host, **how)
+    assert line.startswith(f"{what} is going on: process {os.getpid()}; waiting")
+
+
+def test_who_changes_guests_does_not_wait_for_ever(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "WAIT_S", 0.2)
+    with (
+        lock.update_lock(host.places, "resume"),
+        pytest.raises(PkernfsError, match="vm start b has to wait: resume is going on"),
+    ):
+        _changes(host)
+
+
+def test_a_guest_that_a_recovery_waits_for_can_be_given_up(host: FakeHost) -> None:
+    with lock.update_lock(host.places, "recovery"):
+        assert _changes(host, "vm stop b", beside=lock.BRINGING_BACK) == []
+        assert lock.holder(host.places) == (os.getpid(), "recovery")  # its name is still there
+
+
+def test_several_change_guests_at_once_and_nobody_updates(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "WAIT_S", 0.2)
+    with (
+        lock.changing_guests(host.places, "vm stop a"),
+        lock.changing_guests(host.places, "vm start b"),
+    ):
+        assert lock.holder(host.places) is None
+        with pytest.raises(PkernfsError) as caught, lock.update_lock(host.places):
+            pass
+        assert caught.value.what == f"pkernfs vm start b is going on: process {os.getpid()}"
+    assert _takes(host)
+
+
+@pytest.mark.parametrize("takes", [_takes, _takes_early])
+def test_who_changes_guests_is_waited_for(host: FakeHost, takes: Callable[..., bool]) -> None:
+    with _held(host, 0.3, fcntl.LOCK_SH, f"{os.getpid()} vm start a\n"):
+        assert takes(host)
+
+
+def test_an_update_says_for_whom_it_waits(host: FakeHost) -> None:
+    said: list[str] = []
+    with (
+        _held(host, 1.5, fcntl.LOCK_SH, f"{os.getpid()} vm start a\n"),
+        lock.update_lock(host.places, waits=said.append),
+    ):
+        pass
+    (line,) = said
+    assert line.startswith(f"pkernfs vm start a is going on: process {os.getpid()}; waiting")
