@@ -24,6 +24,22 @@ from typing import Any
 STATE = "state of a fake machine\n"
 
 
+_LISTS = (
+    *("query-block", "query-block-jobs", "query-cpus-fast", "query-memory-devices"),
+    "query-named-block-nodes",
+)
+
+
+def answers() -> dict[str, Any]:
+    """What FAKE_ANSWERS (a file) has this process say: that by its monitor's device, or both."""
+    path = os.environ.get("FAKE_ANSWERS")
+    if not path or not Path(path).exists():
+        return {}
+    rehearsed = "-incoming" in sys.argv
+    found: dict[str, Any] = json.loads(Path(path).read_text())["next" if rehearsed else "running"]
+    return found
+
+
 def behaviour() -> str:
     path = os.environ.get("FAKE_QEMU")
     return Path(path).read_text().strip() if path and Path(path).exists() else ""
@@ -79,6 +95,8 @@ class FakeQemu:
             return [{"capability": name, "state": self.settings[name]} for name in names]
         if command == "query-version":
             return {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
+        if command in _LISTS:
+            return answers().get(command, [])
         if command == "qom-list":
             return [{"name": "nic", "type": "child<fake-nic>"}]
         if command == "qom-get":

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a QEMU has, asked of itself: disks, devices, objects, processors, memory.
+
+A command line says what a QEMU began with. Disks change after that (a live snapshot, a mirror
+that was pivoted to, another medium), devices come and go, and files are replaced. Asked of the
+QEMU that runs a guest and of one that was started as its successor would be
+(:mod:`pkernfs.vmm.rehearsal`), the same questions show what the successor would lack or have
+otherwise. Nothing is changed by asking.
+
+Not asked: monitors and character devices by themselves, which are their user's and not the
+guest's; a device says which one it is connected to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pkernfs.errors import PkernfsError
+from pkernfs.vmm.monitor import Monitor
+
+#: Properties of a device that say where it is and what is behind it.
+_PROPERTIES = ("parent_bus", "addr", "port", "nr", "lun", "scsi-id", "mac", "serial", "wwn")
+_BEHIND = ("netdev", "chardev", "iothread", "memdev", "rng", "fsdev", "tpmdev", "audiodev")
+#: Objects that are not the guest's: monitors, and what only others are opened with.
+_NOT_THE_GUESTS = ("monitor-", "secret", "tls-creds-", "tls-cipher-suites", "authz-")
+#: Limits of a disk that may be set while it is in use (block_set_io_throttle).
+_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr", "detect_zeroes", "group")
+_IMAGE_FILES = ("file", "host_device", "host_cdrom")
+#: Name, page size, offset, used and total size of a block (ram_block_format() in
+#: system/physmem.c).
+_BLOCK = re.compile(r"^\s*(\S.*?)\s+\d+ [KMG]iB\s+0x[0-9a-f]+\s+(0x[0-9a-f]+)\s+(0x[0-9a-f]+)")
+
+
+class Image(NamedTuple):
+    """One image of a disk's chain: QEMU's driver for it, and its file."""
+
+    driver: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk or drive.
+
+    :ivar images: what is in it, the uppermost first, then what that is based on; empty: no
+        medium.
+    :ivar limits: by their names in QMP.
+    """
+
+    images: tuple[Image, ...]
+    read_only: bool = False
+    limits: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that was given, not part of the machine type.
+
+    :ivar name: its id; empty when it has none.
+    :ivar kind: QEMU's type.
+    :ivar properties: name and value.
+    """
+
+    name: str
+    kind: str
+    properties: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return f"device {self.name} ({self.kind})" if self.name else f"device {self.kind}"
+
+
+class Block(NamedTuple):
+    """A piece of memory that QEMU saves by its name; bytes in use, and bytes at most."""
+
+    used: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a QEMU has.
+
+    :ivar version: of its program.
+    :ivar disks: by name, or by their device's id.
+    :ivar jobs: what it does on disks: kind and name.
+    :ivar devices: those that were given.
+    :ivar objects: type by id.
+    :ivar cpus: how many processors the guest has.
+    :ivar memory: size of plugged memory by id.
+    :ivar blocks: its memory by name.
+    :ivar files: image files that it has open, by the path that it knows them by.
+    """
+
+    version: tuple[int, ...] = ()
+    disks: Mapping[str, Disk] = field(default_factory=dict)
+    jobs: tuple[tuple[str, str], ...] = ()
+    devices: tuple[Device, ...] = ()
+    objects: Mapping[str, str] = field(default_factory=dict)
+    cpus: int = 0
+    memory: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, Block] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that the successor would have otherwise, and what to do about it."""
+
+    text: str
+    hint: str
+
+
+async def ask(session: Monitor) -> Contents:
+    """Ask a QEMU what it has; nothing is changed.
+
+    :raises PkernfsError: it does not answer.
+    """
+    version = (await session.execute("query-version"))["qemu"]
+    nodes = await session.execute("query-named-block-nodes", {"flat": True})
+    blocks = await session.execute("x-query-ramblock")
+    return Contents(
+        version=(version["major"], version["minor"], version["micro"]),
+        disks=read_disks(await session.execute("query-block")),
+        jobs=tuple(
+            (str(job["type"]), str(job["device"]))
+            for job in await session.execute("query-block-jobs")
+        ),
+        devices=tuple([device async for device in _devices(session)]),
+        objects={
+            name: kind
+            for name, kind in await _children(session, "/objects")
+            if not kind.startswith(_NOT_THE_GUESTS)
+        },
+        cpus=len(await session.execute("query-cpus-fast")),
+        memory=read_memory(await session.execute("query-memory-devices")),
+        blocks=read_blocks(blocks["human-readable-text"]),
+        files=tuple(sorted({str(node["file"]) for node in nodes if node["drv"] in _IMAGE_FILES})),
+    )
+
+
+def read_disks(answer: Sequence[Mapping[str, Any]]) -> dict[str, Disk]:
+    """Read the answer of ``query-block``."""
+    found = {}
+    for entry in answer:
+        name = str(entry["device"] or entry.get("qdev", ""))
+        medium = entry.get("inserted")
+        if medium is None:
+            found[name] = Disk(())
+            continue
+        limits = {limit: medium[limit] for limit in _LIMITS if limit in medium}
+        found[name] = Disk(tuple(_images(medium)), bool(medium["ro"]), limits)
+    return found
+
+
+def _images(medium: Mapping[str, Any]) -> Iterator[Image]:
+    yield Image(str(medium["drv"]), str(medium["file"]))
+    below = medium["image"].get("backing-image")
+    while below is not None:
+        yield Image(str(below.get("format", "")), str(below["filename"]))
+        below = below.get("backing-image")
+
+
+def read_memory(answer: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Read the answer of ``query-memory-devices``."""
+    parts = [entry["data"] for entry in answer]
+    return {
+        str(part.get("id") or part.get("memdev", "")): int(part.get("size", 0)) for part in parts
+    }
+
+
+def read_blocks(table: str) -> dict[str, Block]:
+    """Read the answer of ``x-query-ramblock``."""
+    matches = filter(None, map(_BLOCK.match, table.splitlines()))
+    return {match[1]: Block(int(match[2], 16), int(match[3], 16)) for match in matches}
+
+
+async def _children(session: Monitor, path: str) -> list[tuple[str, str]]:
+    """Names and types of the objects below a path."""
+    found = []
+    for entry in await session.execute("qom-list", {"path": path}):
+        match = re.fullmatch(r"child<(.*)>", entry["type"])
+        if match is not None:
+            found.append((str(entry["name"]), match[1]))
+    return found
+
+
+async def _devices(session: Monitor) -> Any:
+    for home, named in (("/machine/peripheral", True), ("/machine/peripheral-anon", False)):
+        for name, kind in await _children(session, home):
+            properties = await _properties(session, f"{home}/{name}")
+            yield Device(name if named else "", kind, properties)
+
+
+async def _properties(session: Monitor, path: str) -> tuple[tuple[str, str], ...]:
+    there = {entry["name"] for entry in await session.execute("qom-list", {"path": path})}
+    found = []
+    for name in (*_PROPERTIES, *_BEHIND):
+        if name in there:
+            value = await session.execute("qom-get", {"path": path, "property": name})
+            found.append((name, str(value)))
+    return tuple(found)
+
+
+def opened(pid: int) -> set[tuple[str, int, int]]:
+    """Which files and block devices a process has open, see :func:`_identity`.
+
+    :raises PkernfsError: that can't be seen.
+    """
+    found = set()
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                found.add(_identity(link.stat()))
+            except FileNotFoundError:  # closed meanwhile
+                continue
+    except OSError as error:
+        raise PkernfsError(f"can't see the files of process {pid}: {error.strerror}") from error
+    return found
+
+
+def _identity(state: os.stat_result) -> tuple[str, int, int]:
+    """Tells a file from all others, and a block device by whatever name it has."""
+    if stat.S_ISBLK(state.st_mode):
+        return ("device", state.st_rdev, 0)
+    return ("file", state.st_dev, state.st_ino)
+
+
+def replaced(
+    files: Sequence[str], open_now: set[tuple[str, int, int]], directory: str
+) -> list[Difference]:
+    """Image files that QEMU has open and that are not what lies at their path any more.
+
+    :param files: their paths.
+    :param open_now: see :func:`opened`.
+    :param directory: where relative paths begin.
+    """
+    found = []
+    for file in files:
+        path = Path(directory, _path(file))
+        try:
+            same = _identity(path.stat()) in open_now
+        except OSError:  # the rehearsal says what is wrong with it
+            continue
+        if not same:
+            found.append(
+                Difference(
+                    f"{path} is not the file any more that the running QEMU has open",
+                    "put back the file that the guest uses, or shut the guest down",
+                )
+            )
+    return found
+
+
+def differences(running: Contents, next_one: Contents, directory: str = "/") -> list[Difference]:
+    """What a successor would have otherwise than the QEMU that runs.
+
+    :param directory: where relative paths begin.
+    """
+    plugged = [
+        *_device_differences(running.devices, next_one.devices),
+        *_names("object", running.objects, next_one.objects),
+        *_counts(running, next_one),
+    ]
+    return [
+        *_versions(running, next_one),
+        *_disks(running, next_one, directory),
+        *_jobs(running),
+        *plugged,
+        *_sizes(running.blocks, next_one.blocks),
+        # What was plugged has memory of its own: said once is enough.
+        *(_blocks(running.blocks, next_one.blocks) if not plugged else ()),
+    ]
+
+
+_UNPLUG = "unplug it for the update, or start the guest anew with it on the command line"
+_RESTART = "shut the guest down and start it with what it is to have"
+
+
+def _versions(running: Contents, next_one: Contents) -> Iterator[Difference]:
+    if next_one.version < running.version:
+        old, new = (".".join(map(str, it.version)) for it in (running, next_one))
+        yield Difference(
+            f"the running QEMU is version {old}, the program is {new} by now, which is older",
+            "install the version that runs, or a newer one",
+        )
+
+
+def _disks(running: Contents, next_one: Contents, directory: str) -> Iterator[Difference]:
+    for name, disk in running.disks.items():
+        other = next_one.disks.get(name)
+        if other is None:
+            has = f" with {_chain(disk.images)}" if disk.images else ""
+            yield Difference(
+                f"disk {name}: the running QEMU has it{has}, its command line does not", _UNPLUG
+            )
+        else:
+            yield from _disk(name, disk, other, directory)
+    for name in next_one.disks.keys() - running.disks.keys():
+        yield Difference(
+            f"disk {name}: its command line has it, the running QEMU does not", _UNPLUG
+        )
+
+
+def _disk(name: str, disk: Disk, other: Disk, directory: str) -> Iterator[Difference]:
+    if not _same_images(disk.images, other.images, directory):
+        has, names = _chain(disk.images), _chain(other.images)
+        yield Difference(
+            f"disk {name}: the running QEMU has {has}, its command line names {names}",
+            _medium_hint(disk, other),
+        )
+    elif disk.read_only != other.read_only:
+        how = {True: "read-only", False: "writable"}
+        yield Difference(
+            f"disk {name}: the running QEMU has it {how[disk.read_only]}, "
+            f"its command line makes it {how[other.read_only]}",
+            _RESTART,
+        )
+    for limit, value in disk.limits.items():
+        if limit in other.limits and other.limits[limit] != value:
+            yield Difference(
+                f"disk {name}: {limit} is {value} now, {other.limits[limit]} by its command line",
+                f"set {limit} back for the update, and again after it",
+            )
+
+
+def _medium_hint(disk: Disk, other: Disk) -> str:
+    if not disk.images or not other.images:
+        return "insert or eject the medium, as the command line says"
+    if other.images[0] in disk.images:
+        return (
+            f"merge the snapshot back into {_path(other.images[0].file)} (block-commit), or shut "
+            "the guest down and start it on the image that it has now"
+        )
+    return "shut the guest down and start it on the image that it has now"
+
+
+def _same_images(ours: Sequence[Image], theirs: Sequence[Image], directory: str) -> bool:
+    def real(images: Sequence[Image]) -> list[tuple[str, str]]:
+        return [
+            (image.driver, os.path.realpath(Path(directory, _path(image.file)))) for image in images
+        ]
+
+    return ours == theirs or (real(ours) == real(theirs))
+
+
+def _chain(images: Sequence[Image]) -> str:
+    if not images:
+        return "no medium"
+    first = _path(images[0].file)
+    return first + "".join(f" on {_path(image.file)}" for image in images[1:])
+
+
+def _path(file: str) -> str:
+    """The path in what QEMU calls an image: that, or all options as JSON."""
+    if not file.startswith("json:"):
+        return file
+    try:
+        options = json.loads(file.removeprefix("json:"))
+        while "filename" not in options:
+            options = options["file"]
+        return str(options["filename"])
+    except (ValueError, KeyError, TypeError):
+        return file
+
+
+def _jobs(running: Contents) -> Iterator[Difference]:
+    for kind, name in running.jobs:
+        yield Difference(
+            f"job {name} ({kind}) is under way on a disk, and ends with this QEMU",
+            "wait until it is done, or cancel it (block-job-cancel)",
+        )
+
+
+def _device_differences(
+    running: Sequence[Device], next_one: Sequence[Device]
+) -> Iterator[Difference]:
+    ours, theirs = Counter(running), Counter(next_one)
+    more, missing = list((ours - theirs).elements()), list((theirs - ours).elements())
+    for device in more:
+        twin = next((it for it in missing if _is_twin(device, it)), None)
+        if twin is None:
+            yield Difference(
+                f"{device}: the running QEMU has it, its command line does not", _UNPLUG
+            )
+            continue
+        missing.remove(twin)
+        for (name, value), (_, other) in zip(device.properties, twin.properties, strict=False):
+            if value != other:
+                yield Difference(
+                    f"{device}: {name} is {value} now, {other} by its command line", _UNPLUG
+                )
+    for device in missing:
+        yield Difference(f"{device}: its command line has it, the running QEMU does not", _RESTART)
+
+
+def _is_twin(one: Device, other: Device) -> bool:
+    names = [[name for name, _ in device.properties] for device in (one, other)]
+    return (one.name, one.kind) == (other.name, other.kind) and names[0] == names[1]
+
+
+def _names(
+    what: str, running: Mapping[str, str], next_one: Mapping[str, str]
+) -> Iterator[Difference]:
+    ours, theirs = ({name: _plain(kind) for name, kind in it.items()} for it in (running, next_one))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) == theirs.get(name):
+            continue
+        has, lacks = ("the running QEMU", "its command line")
+        if name not in ours:
+            has, lacks = lacks, has
+        kind = ours.get(name) or theirs[name]
+        yield Difference(f"{what} {name} ({kind}): {has} has it, {lacks} does not", _UNPLUG)
+
+
+def _plain(kind: str) -> str:
+    """The type of an object; of memory it does not count what it is made of."""
+    return "memory" if kind.startswith("memory-backend-") else kind
+
+
+def _counts(running: Contents, next_one: Contents) -> Iterator[Difference]:
+    if running.cpus != next_one.cpus:
+        yield Difference(
+            f"the running QEMU has {running.cpus} processors, its command line {next_one.cpus}",
+            "unplug or plug processors, as the command line says",
+        )
+    for name in sorted(running.memory.keys() | next_one.memory.keys()):
+        ours, theirs = running.memory.get(name, 0), next_one.memory.get(name, 0)
+        if ours != theirs:
+            yield Difference(
+                f"memory {name}: {ours >> 20} MiB in the running QEMU, "
+                f"{theirs >> 20} MiB by its command line",
+                _UNPLUG,
+            )
+
+
+_FILES = "put back the file that the guest was started with (firmware, option ROM)"
+
+
+def _sizes(running: Mapping[str, Block], next_one: Mapping[str, Block]) -> Iterator[Difference]:
+    """Memory that can't be loaded: a block must have its size, but those that may grow."""
+    for name in sorted(running.keys() & next_one.keys()):
+        block, other = running[name], next_one[name]
+        grows = other.used != other.total or block.used != block.total
+        if block.used != other.used and not (grows and block.used <= other.total):
+            yield Difference(
+                f"memory block {name}: {block.used >> 10} KiB in the running QEMU, "
+                f"{other.used >> 10} KiB with the files of today",
+                _FILES,
+            )
+
+
+def _blocks(running: Mapping[str, Block], next_one: Mapping[str, Block]) -> Iterator[Difference]:
+    for name in sorted(running.keys() - next_one.keys()):
+        yield Difference(f"memory block {name}: its command line does not make it", _FILES)
+    for name in sorted(next_one.keys() - running.keys()):
+        yield Difference(f"memory block {name}: the running QEMU does not have it", _FILES)
