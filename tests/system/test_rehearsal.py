@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from pkernfs.lab import demo
 from pkernfs.lab.machine import Machine
 from tests.answers import answers
+from tests.conftest import HostFactory
 
 from . import tick
 from .refusal import lines, refused
@@ -31,14 +33,15 @@ for request in [{"execute": "qmp_capabilities"}, *json.loads(sys.argv[2])]:
     while "event" in (answer := json.loads(lines.readline())):
         pass
     assert "return" in answer, answer
+print(json.dumps(answer["return"]))
 """
 
 
-def _qmp(guest: Tick, command: str, **arguments: object) -> None:
-    """Have somebody else than pkernfs change a guest."""
+def _qmp(guest: Tick, command: str, **arguments: object) -> str:
+    """Talk to a guest's QEMU as somebody else than pkernfs; its answer, as JSON."""
     (guest.host.share / "qmp.py").write_text(_QMP)
     request = json.dumps([{"execute": command, "arguments": arguments}])
-    guest.host.run(["python3", "/mnt/share/qmp.py", guest.name, request]).check()
+    return guest.host.run(["python3", "/mnt/share/qmp.py", guest.name, request]).check().stdout
 
 
 @pytest.fixture
@@ -49,7 +52,9 @@ def own(host: Machine) -> Iterator[Tick]:
         f"head -c 3000 /dev/zero >{_ROM}"
     ).check()
     arguments = [
-        *("-drive", f"file={_DATA},format=raw,if=virtio,id=data"),
+        *("-blockdev", f"driver=file,filename={_DATA},node-name=file"),
+        *("-blockdev", "driver=raw,file=file,node-name=raw"),
+        *("-device", "virtio-blk-pci,drive=raw,id=data"),
         *("-drive", f"file={_DATA}.cd,format=raw,media=cdrom,id=cd"),
         *("-netdev", "user,id=net"),
         *("-device", f"virtio-net-pci,netdev=net,id=nic,romfile={_ROM}"),
@@ -68,34 +73,59 @@ def _left(host: Machine) -> list[str]:
     )
 
 
-def _blockers(host: Machine) -> dict[str, str]:
+def _findings(host: Machine, status: str) -> dict[str, str]:
     found = json.loads(host.run(["pkernfs", "doctor", "--json"]).stdout)["findings"]
-    return {it["id"]: it["text"] for it in found if it["status"] == "blocker"}
+    return {it["id"]: it["text"] for it in found if it["status"] == status}
 
 
 @answers(
     phase="check",
     failure="a guest's disk has another image by now (live snapshot, mirror, other medium)",
-    outcome="refused, unless --override rehearsal.NAME; names the disk and both images",
+    outcome="followed where it is a plain -drive; else refused and named, unless --override"
+    " rehearsal.NAME",
 )
 def test_a_live_snapshot_is_refused_by_name(own: Tick) -> None:
     host = own.host
     host.run(["pkernfs", "update", "--dry-run"]).check()
-    assert _blockers(host) == {}
-    _qmp(own, "blockdev-snapshot-sync", device="data", **{"snapshot-file": _SNAPSHOT})
-    says = f"disk data: the running QEMU has {_SNAPSHOT} on {_DATA}, its command line names {_DATA}"
+    assert _findings(host, "blocker") == {}
+    snapshot = {"node-name": "raw", "snapshot-file": _SNAPSHOT, "snapshot-node-name": "top"}
+    _qmp(own, "blockdev-snapshot-sync", **snapshot)
+    says = f"the running QEMU has {_SNAPSHOT} on {_DATA}, its command line names {_DATA}"
     refused(own, "pkernfs update", says)
     refused(own, "pkernfs update --dry-run", says)
-    assert says in _blockers(host)["rehearsal.own"]
+    assert says in _findings(host, "blocker")["rehearsal.own"]
     host.run(["pkernfs", "update", "--dry-run", "--override", "rehearsal.own"]).check()
-    _qmp(own, "eject", device="cd", force=True)
-    refused(
-        own,
-        "pkernfs update",
-        f"disk cd: the running QEMU has no medium, its command line names {_DATA}.cd",
-    )
     own.counts_on()
     assert _left(host) == []
+
+
+@answers(
+    phase="check",
+    failure="a guest's disk has another image by now (live snapshot, mirror, other medium)",
+    outcome="followed where it is a plain -drive; else refused and named, unless --override"
+    " rehearsal.NAME",
+)
+def test_a_live_snapshot_and_an_ejected_medium_go_along(new_host: HostFactory) -> None:
+    host = new_host(kernel="6.12")
+    host.sh(f"truncate -s 8M {_DATA} {_DATA}.cd").check()
+    arguments = [
+        *("-drive", f"file={_DATA},format=raw,if=virtio,id=data"),
+        *("-drive", f"file={_DATA}.cd,format=raw,media=cdrom,id=cd"),
+    ]
+    guest = tick.start(host, "own", arguments=arguments)
+    _qmp(guest, "blockdev-snapshot-sync", device="data", **{"snapshot-file": _SNAPSHOT})
+    _qmp(guest, "eject", device="cd", force=True)
+    said = _findings(host, "note")["rehearsal.own"]
+    assert f"disk data: {_SNAPSHOT} on {_DATA}" in said and "disk cd: no medium" in said
+    count = guest.count()
+
+    demo.update(host)
+    guest.wait_count(count + 1)
+    guest.counts_on()
+    disks = {it["device"]: it for it in json.loads(_qmp(guest, "query-block").splitlines()[-1])}
+    assert disks["data"]["inserted"]["file"] == _SNAPSHOT
+    assert disks["data"]["inserted"]["image"]["backing-image"]["filename"] == _DATA
+    assert "inserted" not in disks["cd"]
 
 
 @answers(

@@ -87,8 +87,13 @@ async def _plan(
     request: Request,
     stack: contextlib.AsyncExitStack,
     note: Note,
+    *,
+    keep: bool = False,
 ) -> tuple[Plan, list[Monitor]]:
-    """Check everything; the sessions with all guests stay open on ``stack``."""
+    """Check everything; the sessions with all guests stay open on ``stack``.
+
+    :param keep: write down how the guests are started again, where that has changed.
+    """
     kernel = kernels.choose(machine, request.image, request.initrd)
     about_guests = rehearsal.own(request.override)
     check_host(machine, kernel, places, request.override - about_guests)
@@ -102,7 +107,7 @@ async def _plan(
     planned = [await planning.plan_guest(session) for session in sessions]
     guests = planning.in_order(planned, request.order)
     planning.check_space(places, guests)
-    doctor.check(await rehearsal.examine(sessions), about_guests)
+    doctor.check(await rehearsal.examine(sessions, keep=keep), about_guests)
     watch = watchdog.ordered(machine, places, request.watchdog)
     return planning.make(machine, kernel, guests, request.append, watch), sessions
 
@@ -203,7 +208,7 @@ async def _update(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(cancelled_by_signals())
         with timeline.phase("check"):
-            plan, sessions = await _plan(machine, places, request, stack, note)
+            plan, sessions = await _plan(machine, places, request, stack, note, keep=True)
             note(journal.ARM)
             plan = stack.enter_context(devices.armed(plan))
             devices.note(timeline)

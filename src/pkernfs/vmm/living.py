@@ -244,7 +244,7 @@ def replaced(
     """
     found = []
     for file in files:
-        path = Path(directory, _path(file))
+        path = Path(directory, path_of(file))
         try:
             same = _identity(path.stat()) in open_now
         except OSError:  # the rehearsal says what is wrong with it
@@ -297,7 +297,7 @@ def _disks(running: Contents, next_one: Contents, directory: str) -> Iterator[Di
     for name, disk in running.disks.items():
         other = next_one.disks.get(name)
         if other is None:
-            has = f" with {_chain(disk.images)}" if disk.images else ""
+            has = f" with {chain(disk.images)}" if disk.images else ""
             yield Difference(
                 f"disk {name}: the running QEMU has it{has}, its command line does not", _UNPLUG
             )
@@ -310,8 +310,8 @@ def _disks(running: Contents, next_one: Contents, directory: str) -> Iterator[Di
 
 
 def _disk(name: str, disk: Disk, other: Disk, directory: str) -> Iterator[Difference]:
-    if not _same_images(disk.images, other.images, directory):
-        has, names = _chain(disk.images), _chain(other.images)
+    if not same_images(disk.images, other.images, directory):
+        has, names = chain(disk.images), chain(other.images)
         yield Difference(
             f"disk {name}: the running QEMU has {has}, its command line names {names}",
             _medium_hint(disk, other),
@@ -336,39 +336,55 @@ def _medium_hint(disk: Disk, other: Disk) -> str:
         return "insert or eject the medium, as the command line says"
     if other.images[0] in disk.images:
         return (
-            f"merge the snapshot back into {_path(other.images[0].file)} (block-commit), or shut "
+            f"merge the snapshot back into {path_of(other.images[0].file)} (block-commit), or shut "
             "the guest down and start it on the image that it has now"
         )
     return "shut the guest down and start it on the image that it has now"
 
 
-def _same_images(ours: Sequence[Image], theirs: Sequence[Image], directory: str) -> bool:
+def same_images(ours: Sequence[Image], theirs: Sequence[Image], directory: str) -> bool:
+    """Are two chains the same, whatever way leads to their files?
+
+    :param directory: where relative paths begin.
+    """
+
     def real(images: Sequence[Image]) -> list[tuple[str, str]]:
         return [
-            (image.driver, os.path.realpath(Path(directory, _path(image.file)))) for image in images
+            (image.driver, os.path.realpath(Path(directory, path_of(image.file))))
+            for image in images
         ]
 
     return ours == theirs or (real(ours) == real(theirs))
 
 
-def _chain(images: Sequence[Image]) -> str:
+def chain(images: Sequence[Image]) -> str:
+    """Images for a human to read, the uppermost first."""
     if not images:
         return "no medium"
-    first = _path(images[0].file)
-    return first + "".join(f" on {_path(image.file)}" for image in images[1:])
+    first = path_of(images[0].file)
+    return first + "".join(f" on {path_of(image.file)}" for image in images[1:])
 
 
-def _path(file: str) -> str:
-    """The path in what QEMU calls an image: that, or all options as JSON."""
+#: Options that do not change what is in a file.
+_PLAIN = frozenset({"driver", "file", "filename", "locking", "aio"})
+
+
+def path_of(file: str) -> str:
+    """The path in what QEMU calls an image: that, or all options as JSON.
+
+    JSON stays as it is if it says more than a path.
+    """
     if not file.startswith("json:"):
         return file
     try:
         options = json.loads(file.removeprefix("json:"))
-        while "filename" not in options:
+        while not options.keys() - _PLAIN:
+            if "filename" in options:
+                return str(options["filename"])
             options = options["file"]
-        return str(options["filename"])
-    except (ValueError, KeyError, TypeError):
-        return file
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return file
 
 
 def _jobs(running: Contents) -> Iterator[Difference]:

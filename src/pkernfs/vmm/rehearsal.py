@@ -4,7 +4,8 @@
 What does not start here would not start in the next kernel, where the guest waits for it. And
 what the successor has is compared with what the running QEMU has by now
 (:mod:`pkernfs.vmm.living`): a disk that was switched to another image since the start would be
-opened as it was then, under memory that knows a newer one.
+opened as it was then, under memory that knows a newer one. Where it can be done
+(:mod:`pkernfs.vmm.following`) the successor gets what the disk has now.
 
 The rehearsed QEMU waits for a state that never comes. It has memory of its own, and is attached
 to nothing (:mod:`pkernfs.vmm.rehearsal_words`).
@@ -20,13 +21,15 @@ import socket
 import tempfile
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host.doctor import Finding, blocker
-from pkernfs.vmm import launch, living, process
+from pkernfs.host.doctor import Finding, blocker, note
+from pkernfs.vmm import definitions, launch, living, process
 from pkernfs.vmm.command import start_arguments
 from pkernfs.vmm.config import Guest, GuestConfig, Places
+from pkernfs.vmm.following import followed
 from pkernfs.vmm.living import Contents, Difference
 from pkernfs.vmm.monitor import Monitor, monitor
 from pkernfs.vmm.rehearsal_words import rehearsed
@@ -137,42 +140,93 @@ def _words(stand_in: Guest) -> str:
     return "; ".join(line for line in said if ": warning: " not in line)
 
 
-async def differences(guest: Guest, running: Contents) -> list[Difference]:
-    """Start a guest's successor, compare, and end it.
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of a rehearsal.
 
-    :param running: what the running QEMU has.
-    :raises PkernfsError: the successor can't be asked.
+    :ivar config: how the successor is started.
+    :ivar differences: what it would have otherwise.
+    :ivar follows: disks whose images differ from what the guest was started with, and which
+        the successor gets as they are now.
     """
-    config = guest.config()
-    found = []
-    child = process.running(guest)
-    if child is not None:
-        open_now = living.opened(child.pid)
-        found = living.replaced(running.files, open_now, config.directory)
+
+    config: GuestConfig
+    differences: tuple[Difference, ...] = ()
+    follows: tuple[str, ...] = ()
+
+
+async def _tried(guest: Guest, config: GuestConfig, running: Contents) -> Contents:
+    """What a guest's successor has, which is started for that and ended.
+
+    :raises _NotStartedError: it does not start.
+    :raises PkernfsError: it can't be asked.
+    """
     guest.places.run.mkdir(parents=True, exist_ok=True)
     async with _slot():
         scratch = Path(tempfile.mkdtemp(prefix=".try-", dir=guest.places.run))
         words = rehearsed(config.arguments, scratch)
-        try:
-            async with _successor(guest, config, words.arguments, scratch) as session:
-                next_one = words.complete(await living.ask(session), running)
-        except _NotStartedError as error:
-            hint = "mend that; or shut the guest down and start it with what it is to have"
-            return [*found, Difference(f"its successor does not start: {error.what}", hint)]
-    return [*found, *living.differences(running, next_one, config.directory)]
+        async with _successor(guest, config, words.arguments, scratch) as session:
+            return words.complete(await living.ask(session), running)
 
 
-async def finding(guest: Guest, running: Contents) -> Finding | None:
-    """Whether a guest would be there in the next kernel as it is now; None: it would.
+async def rehearse(guest: Guest, running: Contents) -> Rehearsal:
+    """Start a guest's successor, compare, and end it.
 
-    :param running: what its running QEMU has, see :func:`pkernfs.vmm.living.ask`.
+    :param running: what the running QEMU has, see :func:`pkernfs.vmm.living.ask`.
     :raises PkernfsError: the successor can't be asked.
     """
-    found = await differences(guest, running)
-    if not found:
+    config = guest.config()
+    replaced = _replaced(guest, config, running)
+    try:
+        written = await _tried(guest, config, running)
+        found = living.differences(running, written, config.directory)
+        if found and not replaced:
+            follows = await _following(guest, config, running, written)
+            if follows is not None:
+                return follows
+    except _NotStartedError as error:
+        hint = "mend that; or shut the guest down and start it with what it is to have"
+        found = [Difference(f"its successor does not start: {error.what}", hint)]
+    return Rehearsal(config, (*replaced, *found))
+
+
+def _replaced(guest: Guest, config: GuestConfig, running: Contents) -> list[Difference]:
+    child = process.running(guest)
+    if child is None:
+        return []
+    return living.replaced(running.files, living.opened(child.pid), config.directory)
+
+
+async def _following(
+    guest: Guest, config: GuestConfig, running: Contents, written: Contents
+) -> Rehearsal | None:
+    """A successor with the images of now; None: that is none without a difference."""
+    arguments = followed(config.arguments, running.disks, written.disks, config.directory)
+    if arguments is None:
         return None
-    text = "; ".join(difference.text for difference in found)
-    hints = dict.fromkeys(difference.hint for difference in found)
+    config = dataclasses.replace(config, arguments=arguments)
+    try:
+        found = await _tried(guest, config, running)
+    except _NotStartedError:
+        return None
+    if living.differences(running, found, config.directory):
+        return None
+    names = [name for name, disk in running.disks.items() if disk != written.disks[name]]
+    return Rehearsal(
+        config,
+        follows=tuple(f"disk {name}: {living.chain(running.disks[name].images)}" for name in names),
+    )
+
+
+def finding_of(guest: Guest, it: Rehearsal) -> Finding | None:
+    """What has to be said of a rehearsal; None: nothing."""
+    if it.follows:
+        text = f"guest {guest.name} goes on with what it has now, {'; '.join(it.follows)}"
+        return note("rehearsal", text, id=ID + guest.name)
+    if not it.differences:
+        return None
+    text = "; ".join(difference.text for difference in it.differences)
+    hints = dict.fromkeys(difference.hint for difference in it.differences)
     return blocker(
         "rehearsal",
         f"guest {guest.name}: {text}",
@@ -182,13 +236,29 @@ async def finding(guest: Guest, running: Contents) -> Finding | None:
     )
 
 
-async def examine(sessions: Iterable[Monitor]) -> list[Finding]:
+async def finding(guest: Guest, running: Contents) -> Finding | None:
+    """Whether a guest would be there in the next kernel as it is now; None: it would.
+
+    :param running: what its running QEMU has, see :func:`pkernfs.vmm.living.ask`.
+    :raises PkernfsError: the successor can't be asked.
+    """
+    return finding_of(guest, await rehearse(guest, running))
+
+
+async def examine(sessions: Iterable[Monitor], *, keep: bool) -> list[Finding]:
     """Rehearse the guests of an update.
 
+    :param keep: write down what the successors are started with.
     :raises PkernfsError: one can't be asked.
     """
     asked = [(session.guest, await living.ask(session)) for session in sessions]
-    found = await asyncio.gather(*(finding(guest, contents) for guest, contents in asked))
+    results = await asyncio.gather(*(rehearse(guest, contents) for guest, contents in asked))
+    found = []
+    for (guest, _), result in zip(asked, results, strict=True):
+        if keep and result.follows:
+            guest.write_config(result.config)
+            definitions.keep_up(guest)
+        found.append(finding_of(guest, result))
     return [each for each in found if each is not None]
 
 

@@ -31,12 +31,17 @@ _LISTS = (
 
 
 def answers() -> dict[str, Any]:
-    """What FAKE_ANSWERS (a file) has this process say: that by its monitor's device, or both."""
+    """What FAKE_ANSWERS (a file) has this process say: as the one that runs, or a successor.
+
+    With "when", a successor whose command line has the first of its items says the second.
+    """
     path = os.environ.get("FAKE_ANSWERS")
     if not path or not Path(path).exists():
         return {}
-    rehearsed = "-incoming" in sys.argv
-    found: dict[str, Any] = json.loads(Path(path).read_text())["next" if rehearsed else "running"]
+    said = json.loads(Path(path).read_text())
+    found: dict[str, Any] = said["next" if "-incoming" in sys.argv else "running"]
+    if "when" in said and "-incoming" in sys.argv and said["when"][0] in " ".join(sys.argv):
+        found = said["when"][1]
     return found
 
 

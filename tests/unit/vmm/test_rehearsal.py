@@ -17,6 +17,7 @@ import pytest
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.host.doctor import Status, default_kernel
 from pkernfs.update import doctor, handover
+from pkernfs.update import plan as planning
 from pkernfs.update.handover import Request
 from pkernfs.vmm import living, rehearsal
 from pkernfs.vmm.living import Contents, Device
@@ -106,7 +107,7 @@ def answers_of(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     file = host.root.parent / "answers"
     monkeypatch.setenv("FAKE_ANSWERS", str(file))
     yield file
-    assert list(host.places.run.glob(".try-*")) == []
+    assert [path.name for path in host.places.run.glob(".try-*")] == []
 
 
 def _disk(image: str) -> dict[str, object]:
@@ -118,8 +119,52 @@ def _write(file: Path, running: str, next_one: str) -> None:
     file.write_text(json.dumps({"running": _disk(running), "next": _disk(next_one)}))
 
 
+def _follow(file: Path, running: str, followed: str) -> None:
+    """The successor has /v/base, and ``followed`` if its command line says so."""
+    value = {"running": _disk(running), "next": _disk("/v/base")}
+    file.write_text(json.dumps({**value, "when": [f"file={followed},", _disk(followed)]}))
+
+
 def _dry_run(host: FakeHost, *override: str) -> None:
     handover.dry_run(host.machine, host.places, Request(override=frozenset(override)))
+
+
+_DRIVE = ("-drive", "file=/v/base,format=raw,if=virtio,id=vda")
+
+
+def test_an_image_of_a_plain_drive_is_followed(
+    host: FakeHost, answers_of: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = host.start("a", *_DRIVE)
+    _follow(answers_of, "/v/snap", "/v/snap")
+    before = guest.config()
+    found = doctor.examine(host.machine, host.places, default_kernel(host.machine))
+    (finding,) = [it for it in found if it.id == "rehearsal.a"]
+    assert (finding.status, finding.text) == (
+        Status.NOTE,
+        "guest a goes on with what it has now, disk vda: /v/snap",
+    )
+    _dry_run(host)
+    assert guest.config() == before
+    seen = []
+
+    def stop(*_: object) -> None:
+        seen.append(guest.config().arguments)
+        raise PkernfsError("far enough")
+
+    monkeypatch.setattr(planning, "write", stop)
+    with pytest.raises(PkernfsError, match="far enough"):
+        handover.update(host.machine, host.places, Request(), lambda _: None)
+    assert "file=/v/snap,format=raw,if=virtio,id=vda" in seen[0]
+    assert guest.config().arguments == seen[0]
+
+
+def test_what_following_does_not_bring_is_refused(host: FakeHost, answers_of: Path) -> None:
+    """The successor with the new command line is not what runs either."""
+    host.start("a", *_DRIVE)
+    _follow(answers_of, "/v/snap", "/v/other")
+    with pytest.raises(PkernfsError, match=_SAYS):
+        _dry_run(host)
 
 
 _SAYS = "guest a: disk vda: the running QEMU has /v/snap, its command line names /v/base"
@@ -191,7 +236,7 @@ def test_a_rehearsal_ends_with_its_process(
     monkeypatch.setattr(living, "ask", deadly)
     killed(in_child(lambda: asyncio.run(rehearsal.finding(guest, contents))))
     deadline = time.monotonic() + 10
-    while _tried(host) or list(host.places.run.glob(".try-*")):
+    while _tried(host) or any(host.places.run.glob(".try-*")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert host.states() == {"a": "running"}
