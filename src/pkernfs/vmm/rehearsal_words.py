@@ -123,7 +123,7 @@ class _Writer:
         old = option.properties()
         shared = {"mux": old.items["mux"]} if "mux" in old.items else {}
         items = {"backend": "null", "id": old.text("id"), **shared}
-        return option.having(Properties(items, "backend", old.as_json))
+        return option.having(Properties(items, "backend"))
 
     def _netdev(self, option: Option) -> Option:
         self._networks += 1

@@ -65,5 +65,5 @@ def test_what_is_not_simple_is_left_as_it_is(before: str, running: Disk) -> None
 
 
 def test_one_disk_that_can_not_be_followed_leaves_all_as_they_are() -> None:
-    words = "-drive file=/v/base,id=d -blockdev driver=raw,file=f,node-name=e".split()
+    words = ["-drive", "file=/v/base,id=d", "-blockdev", "driver=raw,file=f,node-name=e"]
     assert followed(words, {"d": _SNAP, "e": _SNAP}, {"d": _BASE, "e": _BASE}, "/v") is None
