@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pkernfs.errors import PkernfsError
 from pkernfs.vmm.adopt_words import Option, Properties, parse
 from pkernfs.vmm.command import check_arguments
-from pkernfs.vmm.living import Disk, path_of, same_images
+from pkernfs.vmm.differences import path_of, same_images
+from pkernfs.vmm.living import Disk
 
 #: What may stand in such a -drive.
 _SIMPLE = frozenset(

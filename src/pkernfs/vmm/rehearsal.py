@@ -29,8 +29,9 @@ from pkernfs.host.doctor import Finding, blocker, note
 from pkernfs.vmm import definitions, launch, living, process
 from pkernfs.vmm.command import start_arguments
 from pkernfs.vmm.config import Guest, GuestConfig, Places
+from pkernfs.vmm.differences import Difference, chain, differences, replaced
 from pkernfs.vmm.following import followed
-from pkernfs.vmm.living import Contents, Difference
+from pkernfs.vmm.living import Contents
 from pkernfs.vmm.monitor import Monitor, monitor
 from pkernfs.vmm.rehearsal_words import rehearsed
 
@@ -176,25 +177,25 @@ async def rehearse(guest: Guest, running: Contents) -> Rehearsal:
     :raises PkernfsError: the successor can't be asked.
     """
     config = guest.config()
-    replaced = _replaced(guest, config, running)
+    other_files = _replaced(guest, config, running)
     try:
         written = await _tried(guest, config, running)
-        found = living.differences(running, written, config.directory)
-        if found and not replaced:
+        found = differences(running, written, config.directory)
+        if found and not other_files:
             follows = await _following(guest, config, running, written)
             if follows is not None:
                 return follows
     except _NotStartedError as error:
         hint = "mend that; or shut the guest down and start it with what it is to have"
         found = [Difference(f"its successor does not start: {error.what}", hint)]
-    return Rehearsal(config, (*replaced, *found))
+    return Rehearsal(config, (*other_files, *found))
 
 
 def _replaced(guest: Guest, config: GuestConfig, running: Contents) -> list[Difference]:
     child = process.running(guest)
     if child is None:
         return []
-    return living.replaced(running.files, living.opened(child.pid), config.directory)
+    return replaced(running.files, living.opened(child.pid), config.directory)
 
 
 async def _following(
@@ -209,12 +210,12 @@ async def _following(
         found = await _tried(guest, config, running)
     except _NotStartedError:
         return None
-    if living.differences(running, found, config.directory):
+    if differences(running, found, config.directory):
         return None
     names = [name for name, disk in running.disks.items() if disk != written.disks[name]]
     return Rehearsal(
         config,
-        follows=tuple(f"disk {name}: {living.chain(running.disks[name].images)}" for name in names),
+        follows=tuple(f"disk {name}: {chain(running.disks[name].images)}" for name in names),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pkernfs.vmm import living
+from pkernfs.vmm.differences import differences, replaced
 from pkernfs.vmm.living import Block, Contents, Device, Disk, Image
 
 _RAW = {
@@ -51,7 +52,7 @@ _TABLE = """\
 
 
 def _texts(running: Contents, next_one: Contents, directory: str = "/v") -> list[str]:
-    return [it.text for it in living.differences(running, next_one, directory)]
+    return [it.text for it in differences(running, next_one, directory)]
 
 
 def test_disks_are_known_by_their_name_or_their_device() -> None:
@@ -74,7 +75,7 @@ def test_another_image_is_named() -> None:
         "disk virtio0: the running QEMU has /v/snap.qcow2 on base.raw, "
         "its command line names base.raw"
     ]
-    (found,) = living.differences(running, written)
+    (found,) = differences(running, written)
     assert "block-commit" in found.hint
 
 
@@ -166,7 +167,7 @@ _CHANGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_each_kind_of_difference_is_named(
     running: dict[str, Any], written: dict[str, Any], says: str
 ) -> None:
-    (found,) = living.differences(Contents(**running), Contents(**written))
+    (found,) = differences(Contents(**running), Contents(**written))
     assert found.text == says
     assert found.hint
 
@@ -200,11 +201,11 @@ def test_a_file_that_was_replaced_is_seen(tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_text("first")
     with image.open():
-        assert living.replaced(["disk.img"], living.opened(os.getpid()), str(tmp_path)) == []
+        assert replaced(["disk.img"], living.opened(os.getpid()), str(tmp_path)) == []
         (tmp_path / "new").write_text("second")
         (tmp_path / "new").rename(image)
-        (found,) = living.replaced(["disk.img"], living.opened(os.getpid()), str(tmp_path))
+        (found,) = replaced(["disk.img"], living.opened(os.getpid()), str(tmp_path))
         assert found.text == f"{image} is not the file any more that the running QEMU has open"
         image.unlink()
         # That it is gone, QEMU says by itself.
-        assert living.replaced(["disk.img"], living.opened(os.getpid()), str(tmp_path)) == []
+        assert replaced(["disk.img"], living.opened(os.getpid()), str(tmp_path)) == []

@@ -20,6 +20,7 @@ from pkernfs.update import doctor, handover
 from pkernfs.update import plan as planning
 from pkernfs.update.handover import Request
 from pkernfs.vmm import living, rehearsal
+from pkernfs.vmm.differences import differences
 from pkernfs.vmm.living import Contents, Device
 from pkernfs.vmm.rehearsal_words import rehearsed
 from tests.unit.update.processes import die, in_child, killed
@@ -95,9 +96,9 @@ def test_a_passed_through_device_is_taken_as_it_is() -> None:
         devices=(Device("card", "vfio-pci", where),),
         blocks={"card BAR 0": living.Block(4096, 4096)},
     )
-    assert living.differences(running, words.complete(Contents(), running)) == []
+    assert differences(running, words.complete(Contents(), running)) == []
     more = Contents(devices=(*running.devices, Device("second", "vfio-pci")))
-    (found,) = living.differences(more, words.complete(Contents(), more))
+    (found,) = differences(more, words.complete(Contents(), more))
     assert found.text.startswith("device second (vfio-pci): the running QEMU has it")
 
 
