@@ -58,7 +58,7 @@ def own(host: Machine) -> Iterator[Tick]:
         *("-drive", f"file={_DATA}.cd,format=raw,media=cdrom,id=cd"),
         *("-netdev", "user,id=net"),
         *("-device", f"virtio-net-pci,netdev=net,id=nic,romfile={_ROM}"),
-        *("-device", "pcie-root-port,id=port"),
+        *("-device", "pcie-root-port,id=root"),
         *("-fw_cfg", f"name=opt/needed,file={_NEEDED}"),
     ]
     guest = tick.start(host, "own", arguments=arguments)
@@ -149,7 +149,7 @@ def test_an_option_rom_that_grew_and_a_file_that_is_gone_are_refused(own: Tick) 
     outcome="refused, unless --override rehearsal.NAME; names it",
 )
 def test_a_plugged_device_and_a_replaced_disk_are_refused(own: Tick) -> None:
-    _qmp(own, "device_add", driver="virtio-rng-pci", bus="port", id="plugged")
+    _qmp(own, "device_add", driver="virtio-rng-pci", bus="root", id="plugged")
     refused(
         own,
         "pkernfs update",
