@@ -68,9 +68,8 @@ def own(host: Machine) -> Iterator[Tick]:
 
 def _left(host: Machine) -> list[str]:
     """What is left of rehearsals."""
-    return lines(
-        host, "ls -d /run/pkernfs/.try-* 2>/dev/null; pgrep -af 'incoming defer' | grep -v pgrep; :"
-    )
+    tries = "ls -d /run/pkernfs/.try-* 2>/dev/null"
+    return lines(host, f"{tries}; grep -la '[d]efer' /proc/[0-9]*/cmdline 2>/dev/null; :")
 
 
 def _findings(host: Machine, status: str) -> dict[str, str]:
@@ -88,6 +87,7 @@ def test_a_live_snapshot_is_refused_by_name(own: Tick) -> None:
     host = own.host
     host.run(["pkernfs", "update", "--dry-run"]).check()
     assert _findings(host, "blocker") == {}
+    assert _left(host) == []
     snapshot = {"node-name": "raw", "snapshot-file": _SNAPSHOT, "snapshot-node-name": "top"}
     _qmp(own, "blockdev-snapshot-sync", **snapshot)
     says = f"the running QEMU has {_SNAPSHOT} on {_DATA}, its command line names {_DATA}"
