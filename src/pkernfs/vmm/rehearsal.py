@@ -19,6 +19,7 @@ import dataclasses
 import os
 import socket
 import tempfile
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ ID = "rehearsal."
 
 #: Until QEMU greets (seconds): under emulation its start alone takes many.
 _START_S = 120.0
+#: Until it is gone when it is killed.
+_END_S = 20.0
 
 #: Starts QEMU, and ends it when nobody holds the other end of standard input any more: also
 #: when this process is killed. prctl(2)'s PR_SET_PDEATHSIG does not survive QEMU's change to
@@ -95,7 +98,14 @@ async def _successor(
             yield session
     finally:
         os.close(line)
-        os.waitpid(keeper, 0)
+        _wait(keeper)
+
+
+def _wait(keeper: int) -> None:
+    """Wait until a rehearsed QEMU is gone, but not for one that hangs in a disk: that ends yet."""
+    deadline = time.monotonic() + _END_S
+    while os.waitpid(keeper, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _spawn(words: Sequence[str], stand_in: Guest) -> tuple[int, int]:
