@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -111,7 +112,7 @@ def _wait(keeper: int) -> None:
 def _spawn(words: Sequence[str], stand_in: Guest) -> tuple[int, int]:
     """Start a QEMU and who ends it.
 
-    :param words: of the keeper.
+    :param words: of the keeper; the first one is the directory that it removes.
     :returns: the keeper's process, and what has to be closed for it to end both.
     :raises PkernfsError: there is no shell.
     """
@@ -137,6 +138,7 @@ def _spawn(words: Sequence[str], stand_in: Guest) -> tuple[int, int]:
         )
     except OSError as error:
         os.close(writing)
+        shutil.rmtree(words[0], ignore_errors=True)
         raise PkernfsError(f"can't rehearse {stand_in.name}: {error.strerror}") from error
     finally:
         listener.close()
