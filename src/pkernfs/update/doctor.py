@@ -19,7 +19,7 @@ from pkernfs.update import plan as planning
 from pkernfs.update.lock import check_free
 from pkernfs.update.plan import PlannedGuest
 from pkernfs.vmm import doctor as vmm_doctor
-from pkernfs.vmm import process
+from pkernfs.vmm import living, process, rehearsal
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.monitor import monitor, settings_left, why_not_saved
 
@@ -92,6 +92,9 @@ async def _guest(guest: Guest) -> tuple[list[Finding], PlannedGuest | None]:
             planned = await planning.measure_guest(session)
             status = await session.status()
             passes = session.passes_devices
+            contents = await living.ask(session)
+        rehearsed = await rehearsal.finding(guest, contents)
+        found += [rehearsed] if rehearsed is not None else []
     except PkernfsError as error:
         hint = error.hint or "pkernfs vm list"
         return [*found, blocker(topic, error.what, hint, id)], None

@@ -23,7 +23,7 @@ from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
 from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Record, Timeline
-from pkernfs.vmm import passthrough
+from pkernfs.vmm import passthrough, rehearsal
 from pkernfs.vmm.config import Places
 from pkernfs.vmm.monitor import Monitor, StillPreparedError, monitor, prepared
 
@@ -87,10 +87,16 @@ async def _plan(
     request: Request,
     stack: contextlib.AsyncExitStack,
     note: Note,
+    *,
+    keep: bool = False,
 ) -> tuple[Plan, list[Monitor]]:
-    """Check everything; the sessions with all guests stay open on ``stack``."""
+    """Check everything; the sessions with all guests stay open on ``stack``.
+
+    :param keep: write down how the guests are started again, where that has changed.
+    """
     kernel = kernels.choose(machine, request.image, request.initrd)
-    check_host(machine, kernel, places, request.override)
+    about_guests = rehearsal.own(request.override)
+    check_host(machine, kernel, places, request.override - about_guests)
     passthrough.forget_idle(places)
     sessions = []
     for guest in planning.running_guests(places):
@@ -101,6 +107,7 @@ async def _plan(
     planned = [await planning.plan_guest(session) for session in sessions]
     guests = planning.in_order(planned, request.order)
     planning.check_space(places, guests)
+    doctor.check(await rehearsal.examine(sessions, keep=keep), about_guests)
     watch = watchdog.ordered(machine, places, request.watchdog)
     return planning.make(machine, kernel, guests, request.append, watch), sessions
 
@@ -207,7 +214,7 @@ async def _update(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(cancelled_by_signals())
         with timeline.phase("check"):
-            plan, sessions = await _plan(machine, places, request, stack, note)
+            plan, sessions = await _plan(machine, places, request, stack, note, keep=True)
             note(journal.ARM)
             plan = stack.enter_context(devices.armed(plan))
             devices.note(timeline)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.host.machine import FSTYPE, Machine
-from pkernfs.vmm.adopt_words import parse
+from pkernfs.vmm.options import parse
 
 #: A descriptor of a virtual machine (kvm_dev_ioctl_create_vm() in virt/kvm/kvm_main.c).
 _KVM_VM = "anon_inode:kvm-vm"

@@ -34,6 +34,15 @@ def keep(guest: Guest, kept: Path = KEPT) -> None:
     write_json(_file(guest.name, kept), value)
 
 
+def keep_up(guest: Guest, kept: Path = KEPT) -> None:
+    """Keep it again after it has changed, if it is kept.
+
+    :raises OSError: it can't be written.
+    """
+    if _file(guest.name, kept).exists():
+        keep(guest, kept)
+
+
 def require_home(
     places: Places, name: str, kept: Path = KEPT, machine: Machine | None = None
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 #: Options without a value: qemu-options.hx, those of x86 without HAS_ARG.
 _FLAGS = frozenset(
     {
-        *("S", "daemonize", "enable-kvm", "full-screen", "mem-prealloc", "no-acpi"),
+        *("S", "s", "daemonize", "enable-kvm", "full-screen", "mem-prealloc", "no-acpi"),
         *("no-fd-bootchk", "no-hpet", "no-reboot", "no-shutdown", "no-user-config"),
         *("nodefaults", "nographic", "old-param", "one-insn-per-tb", "only-migratable"),
         *("preconfig", "semihosting", "singlestep", "snapshot", "usb", "win2k-hack"),

@@ -24,6 +24,27 @@ from typing import Any
 STATE = "state of a fake machine\n"
 
 
+_LISTS = (
+    *("query-block", "query-block-jobs", "query-cpus-fast", "query-memory-devices"),
+    "query-named-block-nodes",
+)
+
+
+def answers() -> dict[str, Any]:
+    """What FAKE_ANSWERS (a file) has this process say: as the one that runs, or a successor.
+
+    With "when", a successor whose command line has the first of its items says the second.
+    """
+    path = os.environ.get("FAKE_ANSWERS")
+    if not path or not Path(path).exists():
+        return {}
+    said = json.loads(Path(path).read_text())
+    found: dict[str, Any] = said["next" if "-incoming" in sys.argv else "running"]
+    if "when" in said and "-incoming" in sys.argv and said["when"][0] in " ".join(sys.argv):
+        found = said["when"][1]
+    return found
+
+
 def behaviour() -> str:
     path = os.environ.get("FAKE_QEMU")
     return Path(path).read_text().strip() if path and Path(path).exists() else ""
@@ -79,6 +100,8 @@ class FakeQemu:
             return [{"capability": name, "state": self.settings[name]} for name in names]
         if command == "query-version":
             return {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
+        if command in _LISTS:
+            return answers().get(command, [])
         if command == "qom-list":
             return [{"name": "nic", "type": "child<fake-nic>"}]
         if command == "qom-get":
