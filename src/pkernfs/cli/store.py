@@ -236,9 +236,15 @@ def _print_extents(tree: Tree, inode: Inode) -> None:
 def _summary(result: CheckResult) -> str:
     from collections import Counter
 
-    counts = Counter(str(finding.severity) for finding in result.findings)
-    parts = [_count(number, name) for name, number in counts.items()]
+    from pkernfs.store.findings import Severity
+
+    counts = Counter(finding.severity for finding in result.findings)
+    # Of one slot there may be several.
+    counts.pop(Severity.DAMAGE, None)
+    parts = [_count(number, str(name)) for name, number in counts.items()]
     if result.tree is not None:
+        if result.tree.quarantined:
+            parts.append(f"{_count(len(result.tree.quarantined), 'slot')} left out")
         usage = result.tree.usage()
         parts += [
             _count(usage.files, "file"),

@@ -64,12 +64,18 @@ def test_make_refuses_without_touching_anything(tmp_path: Path) -> None:
 
 
 def test_check_says_each_finding_and_sums_up(image: Path) -> None:
-    damage(image, 4096 + 50)
+    damage(image, 4096 * 4 + 50)
     result = run("check", image)
     assert result.exit_code == 1
-    *findings, last = result.output.splitlines()
-    assert findings[0] == "error: slot-checksum: slot 1: wrong checksum"
-    assert last.startswith(f"{image}: damaged, {len(findings)} errors, 4 files")
+    finding, last = result.output.splitlines()
+    assert finding.startswith("damage: slot-checksum: slot 4: wrong checksum (perhaps inode ")
+    assert finding.endswith(" 'ram')")
+    assert last.startswith(f"{image}: damaged, 1 slot left out, 3 files")
+    assert last.endswith(" 0 of 16 blocks free")
+    damage(image, 4096 + 50)
+    lines = run("check", image).output.splitlines()
+    assert lines[2] == "error: root: /: there is no root directory"
+    assert lines[-1].startswith(f"{image}: damaged, 1 error, 2 slots left out")
 
 
 def test_check_of_what_is_no_store(tmp_path: Path) -> None:
