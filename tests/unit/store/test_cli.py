@@ -78,6 +78,33 @@ def test_check_says_each_finding_and_sums_up(image: Path) -> None:
     assert lines[-1].startswith(f"{image}: damaged, 1 error, 2 slots left out")
 
 
+def test_check_repair_gives_up_what_is_damaged(image: Path) -> None:
+    damage(image, 4096 * 4 + 50)
+    before = image.read_bytes()
+    assert run("check", image).exit_code == 1
+    assert image.read_bytes() == before, "only when told so"
+    result = run("check", image, "--repair")
+    assert result.exit_code == 0
+    given_up, last = result.output.splitlines()
+    assert given_up.startswith("given up: slot 4, perhaps inode ")
+    assert given_up.endswith(" 'ram'")
+    assert last == f"{image}: clean, 3 files, 3 directories, 1 symlink, 11 of 16 blocks free"
+    after = bytearray(before)
+    after[4096 * 4 : 4096 * 4 + 8] = bytes(8)
+    assert image.read_bytes() == after, "one word has changed"
+    assert run("check", image, "--repair").output.splitlines() == [last]
+
+
+def test_check_repair_keeps_what_it_can_not_repair(image: Path) -> None:
+    damage(image, 4096 + 50)
+    before = image.read_bytes()
+    with pytest.raises(PkernfsError, match="more is damaged"):
+        run("check", image, "--repair")
+    with pytest.raises(PkernfsError, match="no JSON"):
+        run("check", image, "--repair", "--json")
+    assert image.read_bytes() == before
+
+
 def test_check_of_what_is_no_store(tmp_path: Path) -> None:
     path = tmp_path / "zero"
     path.write_bytes(bytes(8 << 20))

@@ -18,6 +18,7 @@ from pkernfs.store.image import Image
 from pkernfs.store.inode import Quarantined
 from pkernfs.store.make import NewStore, make
 from pkernfs.store.tree import Tree
+from tests.answers import answers
 from tests.conftest import Tell
 from tests.native import Line, Native, available
 
@@ -94,6 +95,41 @@ def test_python_reads_what_c_makes() -> None:
             assert from_tree(result.tree) == by_ino(store.dump())
             paths = {line.path for line in store.dump()}
             assert paths == {"/", "/vm", "/vm/link", "/vm/ram", "/gone"}
+
+
+@answers(
+    phase="input",
+    failure="one bit of a guest's file in the store is flipped",
+    outcome="the store is mounted without that file, which log and pkernfs check name;"
+    " nothing that may be its own is overwritten",
+)
+def test_one_damaged_inode_of_fifty() -> None:
+    guests = [f"/vms/{number}" for number in range(50)]
+    with Range(128, BASE) as store:
+        store.make()
+        with store.opened():
+            store.create("/vms", stat.S_IFDIR | 0o755)
+            for path in guests:
+                store.create(path, stat.S_IFREG | 0o600)
+                store.write(path, 0, path.encode())
+        tree = check(store.image()).tree
+        assert tree is not None
+        victim = tree.lookup(guests[7])
+        at = victim.slot * SLOT + layout.INODE.offsets["gid"]
+        store.poke(at, bytes([store.memory[at] ^ 1]))
+        result = check(store.image())
+        assert result.mountable
+        assert [finding.slot for finding in result.findings] == [victim.slot]
+        assert f"perhaps inode {victim.ino} '7'" in str(result.findings[0])
+        assert result.tree is not None
+        assert result.tree.usage().free_blocks == 0
+        with store.opened():
+            assert f"perhaps inode {victim.ino} '7': wrong checksum" in store.said()
+            assert store.usage().blocks_free == 0
+            there = {line.path for line in store.dump()}
+            assert there == {"/", "/vms", *guests} - {guests[7]}
+            for path in there - {"/", "/vms"}:
+                assert store.read(path, 0, len(path)) == path.encode()
 
 
 def agree(images: int, seed: int) -> int:
