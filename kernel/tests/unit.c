@@ -145,6 +145,8 @@ int main(void)
 	run(test_damaged_extent_page());
 	run(test_damaged_root());
 	run(test_much_damage());
+	run(test_shared_block());
+	run(test_no_memory_when_damaged());
 	run(test_no_memory());
 	run(test_no_memory_at_open());
 	run(test_random(12, 3000));

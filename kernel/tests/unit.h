@@ -76,6 +76,8 @@ void test_damaged_directory(void);
 void test_damaged_extent_page(void);
 void test_damaged_root(void);
 void test_much_damage(void);
+void test_shared_block(void);
+void test_no_memory_when_damaged(void);
 
 /* unit_random.c */
 void test_random(u32 nr_blocks, u32 count);

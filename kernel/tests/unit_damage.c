@@ -2,6 +2,8 @@
 /* One damaged inode costs that inode: everything else is there, and nothing is overwritten. */
 #include "unit.h"
 
+#include "../fs/store_private.h"
+
 #define GUESTS	50
 
 static u64 inode_at(struct pkn *n, const char *path)
@@ -214,5 +216,60 @@ void test_much_damage(void)
 		lines++;
 	expect_is(lines, 17);
 	expect(strstr(damage(n), "3000 slots left out"));
+	finish(n);
+}
+
+/* Has a file say that the first block of another one is its own, with the right checksum. */
+static void share_block(struct pkn *n, const char *path, const char *other)
+{
+	const u64 slot = inode_at(n, path);
+	struct pkernfs_inode inode = *pkn_node(n, path)->inode;
+	struct pkernfs_extent *extent = (void *)inode.payload;
+
+	extent->block = cpu_to_le32(block_of(n, other, 1));
+	inode.checksum = cpu_to_le32(pkernfs_inode_checksum(pkernfs_store_super(pkn_store(n)),
+							    &inode));
+	pkn_close(n);
+	pkn_poke(n, slot, &inode, sizeof(inode));
+}
+
+/* Which of two owners is right nobody can tell: both are left out. */
+void test_shared_block(void)
+{
+	struct pkn *n = with_guests();
+	u32 block = block_of(n, "g4/ram", 1);
+
+	share_block(n, "g3/ram", "g4/ram");
+	expect_is(pkn_open(n), 0);
+	expect(strstr(damage(n), "inode 9 'ram': a block of extent"));
+	expect(strstr(damage(n), "inode 11 'ram': a block of extent"));
+	expect(strstr(damage(n), "2 slots left out"));
+	expect(!pkn_node(n, "g3/ram") && !pkn_node(n, "g4/ram"));
+	expect(!memcmp(pkn_memory(n) + block * BLOCK, "g4/ram", 6));
+	expect_is(pkn_read(n, "g5/ram", BLOCK, &block, 1), 0);
+	finish(n);
+}
+
+/* Every allocation of a mount that leaves something out fails once. */
+void test_no_memory_when_damaged(void)
+{
+	struct pkn *n = with_guests();
+	const u64 slot = inode_at(n, "g7");
+	int err = -ENOMEM;
+	long nth;
+
+	share_block(n, "g3/ram", "g4/ram");
+	flip(n, slot, 200);
+	for (nth = 1; err; nth++) {
+		expect_is(shim_live, 0);
+		shim_fail_at = nth;
+		err = pkn_open(n);
+		shim_fail_at = 0;
+		if (err) {
+			expect_is(err, -ENOMEM);
+			expect(strstr(pkn_said(n), "memory"));
+		}
+	}
+	expect(strstr(damage(n), "3 slots left out, 1 inodes in lost+found"));
 	finish(n);
 }
