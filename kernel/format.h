@@ -17,6 +17,10 @@
  * number, then store its commit word (8 bytes). Whatever came before that
  * store is invisible, whatever comes after only tidies up. Bump
  * PKERNFS_VERSION on any change of layout or meaning.
+ *
+ * Damage to an inode leaves out that inode, not the store: its slot is kept as it is,
+ * and while there is such a slot no block is used that no good inode owned when the
+ * store was opened. Only super blocks, headers, and the root are needed.
  */
 #ifndef PKERNFS_FORMAT_H
 #define PKERNFS_FORMAT_H
@@ -37,6 +41,7 @@
 #define PKERNFS_HEADER_SLOT		511	/* every metadata block */
 
 #define PKERNFS_ROOT_INO		1
+#define PKERNFS_LOST_INO		0x7ffffffffffffffe	/* never stored, nor is any above */
 #define PKERNFS_NAME_MAX		255
 #define PKERNFS_LABEL_MAX		31
 

@@ -3,8 +3,6 @@
  * Opening a store: nothing that is found in the range is believed before it was
  * checked, and nothing is written before all of it was.
  */
-#include <linux/sort.h>
-
 #include "store_private.h"
 
 static const u32 super_slots[] = { PKERNFS_SUPER_A_SLOT, PKERNFS_SUPER_B_SLOT };
@@ -12,8 +10,7 @@ static const u32 super_slots[] = { PKERNFS_SUPER_A_SLOT, PKERNFS_SUPER_B_SLOT };
 /* What was found out on the way. */
 struct loading {
 	struct pkernfs_super *broken;	/* the copy to be repaired, or NULL */
-	u64 nr_committed;		/* slots, of which ... */
-	u64 nr_leftovers;		/* ... do not count */
+	u64 nr_leftovers;		/* committed slots that do not count */
 };
 
 static bool super_valid(const struct pkernfs_super *super)
@@ -137,216 +134,6 @@ static int load_chain(struct pkernfs_store *store)
 	return 0;
 }
 
-/* Of two slots of one inode the later one counts. */
-static int load_inode(struct pkernfs_store *store, struct pkernfs_inode *inode, u32 slot,
-		      struct loading *loading)
-{
-	struct pkernfs_node *node;
-	int err;
-
-	err = pkernfs_check_slot(store, inode, slot);
-	if (err)
-		return err;
-	pkernfs_slot_claim(store, slot);
-	loading->nr_committed++;
-	store->next_seq = max(store->next_seq, le64_to_cpu(inode->seq) + 1);
-
-	node = pkernfs_node_find(store, le64_to_cpu(inode->ino));
-	if (node) {
-		loading->nr_leftovers++;
-		if (le64_to_cpu(inode->seq) > le64_to_cpu(node->inode->seq)) {
-			node->inode = inode;
-			node->slot = slot;
-		}
-		return 0;
-	}
-	node = pkernfs_node_new(store, slot, inode);
-	if (!node)
-		return -ENOMEM;
-	pkernfs_node_insert(store, node);
-	return 0;
-}
-
-typedef int (*each_fn)(struct pkernfs_store *store, struct pkernfs_inode *inode, u32 slot,
-		       void *data);
-
-static bool is_fixed(u32 slot)
-{
-	return slot % PKERNFS_SLOTS_PER_BLOCK == PKERNFS_HEADER_SLOT ||
-	       slot == PKERNFS_SUPER_A_SLOT || slot == PKERNFS_SUPER_B_SLOT;
-}
-
-/* Calls fn for every slot with a commit word. */
-static int each_committed(struct pkernfs_store *store, each_fn fn, void *data)
-{
-	struct pkernfs_meta *meta;
-	int err;
-	u32 i;
-
-	list_for_each_entry(meta, &store->chain, chain) {
-		for (i = 0; i < PKERNFS_SLOTS_PER_BLOCK; i++) {
-			const u32 slot = meta->block * PKERNFS_SLOTS_PER_BLOCK + i;
-			struct pkernfs_inode *inode =
-				(void *)(meta->addr + (i << PKERNFS_SLOT_SHIFT));
-
-			if (is_fixed(slot) || !inode->commit)
-				continue;
-			err = fn(store, inode, slot, data);
-			if (err)
-				return err;
-		}
-	}
-	return 0;
-}
-
-static int each_load(struct pkernfs_store *store, struct pkernfs_inode *inode, u32 slot,
-		     void *data)
-{
-	return load_inode(store, inode, slot, data);
-}
-
-static int each_seq(struct pkernfs_store *store, struct pkernfs_inode *inode, u32 slot,
-		    void *data)
-{
-	u64 **next = data;
-
-	*(*next)++ = le64_to_cpu(inode->seq);
-	return 0;
-}
-
-static int compare_seq(const void *a, const void *b)
-{
-	const u64 x = *(const u64 *)a, y = *(const u64 *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-/* No two slots were ever committed with the same sequence number. */
-static int check_seqs(struct pkernfs_store *store, u64 count)
-{
-	u64 *seqs = kvmalloc_array(count, sizeof(*seqs), PKERNFS_GFP);
-	u64 *next = seqs;
-	int err = 0;
-	u64 i;
-
-	if (!seqs)
-		return -ENOMEM;
-	each_committed(store, each_seq, &next);
-	sort(seqs, count, sizeof(*seqs), compare_seq, NULL);
-	for (i = 1; i < count && !err; i++)
-		if (seqs[i] == seqs[i - 1])
-			err = damaged(store, "two slots have sequence number %llu", seqs[i]);
-	kvfree(seqs);
-	return err;
-}
-
-static struct pkernfs_node *lowest_node(struct pkernfs_store *store)
-{
-	return rb_entry_safe(rb_first(&store->nodes), struct pkernfs_node, by_ino);
-}
-
-static struct pkernfs_node *higher_node(struct pkernfs_node *node)
-{
-	return rb_entry_safe(rb_next(&node->by_ino), struct pkernfs_node, by_ino);
-}
-
-static int each_replaces(struct pkernfs_store *store, struct pkernfs_inode *inode, u32 slot,
-			 void *data)
-{
-	struct pkernfs_node *victim = pkernfs_node_find(store, le64_to_cpu(inode->replaces));
-
-	if (victim && victim->inode->ino != inode->ino &&
-	    le64_to_cpu(victim->inode->seq) < le64_to_cpu(inode->seq))
-		victim->orphan = true;
-	return 0;
-}
-
-/* Takes out what a rename had replaced when the crash came. */
-static void drop_replaced(struct pkernfs_store *store, struct loading *loading)
-{
-	struct pkernfs_node *node, *next;
-
-	each_committed(store, each_replaces, NULL);
-	for (node = lowest_node(store); node; node = next) {
-		next = higher_node(node);
-		if (!node->orphan)
-			continue;
-		loading->nr_leftovers++;
-		pkernfs_node_free(store, node);
-	}
-}
-
-static int check_nodes(struct pkernfs_store *store)
-{
-	struct pkernfs_node *node;
-	int err;
-
-	for (node = lowest_node(store); node; node = higher_node(node)) {
-		err = pkernfs_check_inode(store, node->inode, node->slot);
-		if (!err && S_ISREG(le32_to_cpu(node->inode->mode)))
-			err = pkernfs_check_file(store, node);
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-static int link_all(struct pkernfs_store *store)
-{
-	struct pkernfs_node *node, *dir;
-
-	for (node = lowest_node(store); node; node = higher_node(node)) {
-		if (node == store->root)
-			continue;
-		dir = pkernfs_node_find(store, le64_to_cpu(node->inode->parent));
-		if (!dir || !pkernfs_is_dir(dir->inode))
-			return bad_slot(store, node->slot, "inode %llu lies in no directory",
-					node->ino);
-		if (!pkernfs_node_link(dir, node))
-			return bad_slot(store, node->slot, "name of inode %llu is there twice",
-					node->ino);
-	}
-	return 0;
-}
-
-/* The node that follows in a walk from the root, directories before what is in them. */
-static struct pkernfs_node *walk_next(struct pkernfs_node *node)
-{
-	struct rb_node *at = rb_first(&node->children);
-
-	while (!at && node->parent != node) {
-		at = rb_next(&node->by_child);
-		node = node->parent;
-	}
-	return rb_entry_safe(at, struct pkernfs_node, by_child);
-}
-
-static int load_tree(struct pkernfs_store *store)
-{
-	struct pkernfs_node *node;
-	u64 reached = 0;
-	int err;
-
-	store->root = pkernfs_node_find(store, PKERNFS_ROOT_INO);
-	if (!store->root)
-		return damaged(store, "there is no root directory");
-	store->root->parent = store->root;
-	err = link_all(store);
-	if (err)
-		return err;
-	for (node = store->root; node; node = walk_next(node))
-		reached++;
-	if (reached != store->nr_nodes)
-		return damaged(store, "%llu inodes can't be reached from the root",
-			       store->nr_nodes - reached);
-	return 0;
-}
-
-static u64 find_next_ino(struct pkernfs_store *store)
-{
-	return rb_entry(rb_last(&store->nodes), struct pkernfs_node, by_ino)->ino + 1;
-}
-
 static int each_clear(struct pkernfs_store *store, struct pkernfs_inode *inode, u32 slot,
 		      void *data)
 {
@@ -359,7 +146,7 @@ static int each_clear(struct pkernfs_store *store, struct pkernfs_inode *inode, 
 	return 0;
 }
 
-/* Everything is known to be good: only now something is written. */
+/* All that counts is known to be good: only now something is written. */
 static void repair(struct pkernfs_store *store, const struct loading *loading)
 {
 	struct pkernfs_backing *backing = store->backing;
@@ -369,7 +156,7 @@ static void repair(struct pkernfs_store *store, const struct loading *loading)
 		backing->say(backing, "repaired a super block from its copy");
 	}
 	if (loading->nr_leftovers) {
-		each_committed(store, each_clear, NULL);
+		pkernfs_each_committed(store, each_clear, NULL);
 		backing->say(backing, "cleared %llu slots that a crash had left over",
 			     loading->nr_leftovers);
 	}
@@ -411,18 +198,12 @@ int pkernfs_load(struct pkernfs_store *store)
 	if (!err)
 		err = load_chain(store);
 	if (!err)
-		err = each_committed(store, each_load, &loading);
-	if (!err && loading.nr_committed)
-		err = check_seqs(store, loading.nr_committed);
-	if (err)
-		return err;
-	drop_replaced(store, &loading);
-	err = check_nodes(store);
+		err = pkernfs_load_live(store, &loading.nr_leftovers);
 	if (!err)
-		err = load_tree(store);
+		err = pkernfs_load_tree(store);
 	if (err)
 		return err;
-	store->next_ino = find_next_ino(store);
 	repair(store, &loading);
+	pkernfs_damage_settle(store);
 	return 0;
 }

@@ -44,7 +44,18 @@ void pkernfs_node_free(struct pkernfs_store *store, struct pkernfs_node *node)
 {
 	rb_erase(&node->by_ino, &store->nodes);
 	store->nr_nodes--;
+	kfree(node->alias);
 	kfree(node);
+}
+
+struct pkernfs_node *pkernfs_node_lowest(struct pkernfs_store *store)
+{
+	return rb_entry_safe(rb_first(&store->nodes), struct pkernfs_node, by_ino);
+}
+
+struct pkernfs_node *pkernfs_node_higher(struct pkernfs_node *node)
+{
+	return rb_entry_safe(rb_next(&node->by_ino), struct pkernfs_node, by_ino);
 }
 
 struct pkernfs_node *pkernfs_node_find(struct pkernfs_store *store, u64 ino)
@@ -67,11 +78,20 @@ const struct pkernfs_inode *pkernfs_node_inode(struct pkernfs_store *store,
 	return node->inode;
 }
 
+static const char *name_of(const struct pkernfs_node *node, u32 *len)
+{
+	if (node->alias) {
+		*len = strlen(node->alias);
+		return node->alias;
+	}
+	*len = le16_to_cpu(node->inode->name_len);
+	return (const char *)node->inode->name;
+}
+
 const char *pkernfs_node_name(struct pkernfs_store *store, const struct pkernfs_node *node,
 			      u32 *len)
 {
-	*len = le16_to_cpu(node->inode->name_len);
-	return (const char *)node->inode->name;
+	return name_of(node, len);
 }
 
 static u32 hash_name(const void *name, u32 len)
@@ -82,13 +102,15 @@ static u32 hash_name(const void *name, u32 len)
 /* The names of a directory are ordered by hash: most comparisons need no slot. */
 static int compare_name(u32 hash, const void *name, u32 len, const struct pkernfs_node *node)
 {
-	const u32 node_len = le16_to_cpu(node->inode->name_len);
+	const char *node_name;
+	u32 node_len;
 
 	if (hash != node->name_hash)
 		return hash < node->name_hash ? -1 : 1;
+	node_name = name_of(node, &node_len);
 	if (len != node_len)
 		return len < node_len ? -1 : 1;
-	return memcmp(name, node->inode->name, len);
+	return memcmp(name, node_name, len);
 }
 
 struct pkernfs_node *pkernfs_node_lookup(struct pkernfs_node *dir, const char *name, u32 len)
@@ -128,13 +150,14 @@ struct pkernfs_node *pkernfs_node_next(struct pkernfs_node *dir, u64 from)
 static bool link_name(struct pkernfs_node *dir, struct pkernfs_node *node)
 {
 	struct rb_node **at = &dir->names.rb_node, *parent = NULL;
-	const struct pkernfs_inode *inode = node->inode;
+	const char *name;
+	u32 len;
 
-	node->name_hash = hash_name(inode->name, le16_to_cpu(inode->name_len));
+	name = name_of(node, &len);
+	node->name_hash = hash_name(name, len);
 	while (*at) {
 		struct pkernfs_node *other = rb_entry(*at, struct pkernfs_node, by_name);
-		int order = compare_name(node->name_hash, inode->name,
-					 le16_to_cpu(inode->name_len), other);
+		int order = compare_name(node->name_hash, name, len, other);
 
 		if (!order)
 			return false;
@@ -171,7 +194,8 @@ bool pkernfs_node_link(struct pkernfs_node *dir, struct pkernfs_node *node)
 	return true;
 }
 
-static void unlink_node(struct pkernfs_node *node)
+/* Takes a node out of its directory, as it is in memory. */
+void pkernfs_node_unlink_name(struct pkernfs_node *node)
 {
 	struct pkernfs_node *dir = node->parent;
 
@@ -189,6 +213,8 @@ void pkernfs_node_set_times(struct pkernfs_store *store, struct pkernfs_node *no
 	struct pkernfs_inode *inode = (struct pkernfs_inode *)node->inode;
 
 	pkernfs_assert_locked(store);
+	if (pkernfs_is_lost_dir(node))
+		return;
 	if (atime_ns)
 		pkernfs_put64(&inode->atime_ns, *atime_ns);
 	if (mtime_ns)
@@ -210,6 +236,8 @@ static int check_place(const struct pkernfs_node *dir, const char *name, u32 len
 		return -EINVAL;
 	if (!pkernfs_is_dir(dir->inode))
 		return -ENOTDIR;
+	if (pkernfs_is_lost_dir(dir))
+		return -EPERM;
 	return dir->orphan ? -ENOENT : 0;
 }
 
@@ -233,7 +261,7 @@ static int check_new(const struct pkernfs_store *store, const struct pkernfs_att
 	} else if (target || !(S_ISREG(attr->mode) || S_ISDIR(attr->mode))) {
 		return -EINVAL;
 	}
-	return store->next_ino > PKERNFS_SEQ_MAX ? -ENOSPC : 0;
+	return store->next_ino >= PKERNFS_LOST_INO ? -ENOSPC : 0;
 }
 
 static void draft_new(struct pkernfs_store *store, u64 ino, const struct pkernfs_attr *attr,
@@ -296,7 +324,7 @@ int pkernfs_node_create(struct pkernfs_store *store, struct pkernfs_node *dir, c
 
 static void become_orphan(struct pkernfs_store *store, struct pkernfs_node *node, s64 now_ns)
 {
-	unlink_node(node);
+	pkernfs_node_unlink_name(node);
 	node->orphan = true;
 	pkernfs_node_set_times(store, node, NULL, NULL, &now_ns);
 }
@@ -306,7 +334,7 @@ int pkernfs_node_unlink(struct pkernfs_store *store, struct pkernfs_node *node, 
 	struct pkernfs_node *dir = node->parent;
 
 	pkernfs_assert_locked(store);
-	if (node == store->root)
+	if (node == store->root || pkernfs_is_lost_dir(node))
 		return -EBUSY;
 	if (node->orphan)
 		return -ENOENT;
@@ -363,7 +391,7 @@ static int check_rename(struct pkernfs_store *store, struct pkernfs_node *node,
 	err = check_place(dir, name, len);
 	if (err)
 		return err;
-	if (node == store->root)
+	if (node == store->root || pkernfs_is_lost_dir(node))
 		return -EBUSY;
 	if (node->orphan)
 		return -ENOENT;
@@ -399,7 +427,9 @@ int pkernfs_node_rename(struct pkernfs_store *store, struct pkernfs_node *node,
 		return err;
 	if (victim)
 		become_orphan(store, victim, now_ns);
-	unlink_node(node);
+	pkernfs_node_unlink_name(node);
+	kfree(node->alias);
+	node->alias = NULL;
 	pkernfs_node_link(dir, node);
 	touch_dir(store, dir, now_ns);
 	if (from != dir)
@@ -415,6 +445,8 @@ int pkernfs_node_set_attr(struct pkernfs_store *store, struct pkernfs_node *node
 	struct pkernfs_inode *draft;
 
 	pkernfs_assert_locked(store);
+	if (pkernfs_is_lost_dir(node))
+		return -EPERM;
 	pkernfs_space_collect(store);
 	draft = pkernfs_step_begin(store, node);
 	draft->mode = cpu_to_le32(type | (attr->mode & 07777));

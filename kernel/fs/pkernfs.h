@@ -44,6 +44,7 @@ struct pkernfs_region {
 	bool memtype;				/* write-back is reserved */
 	struct kobject kobj;			/* /sys/fs/pkernfs/NAME */
 	struct bin_attribute metadata;
+	struct bin_attribute damaged;
 
 	struct rw_semaphore lock;
 	unsigned int nofs;			/* of who holds the lock exclusively */

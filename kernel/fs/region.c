@@ -128,6 +128,18 @@ static __printf(2, 3) void say(struct pkernfs_backing *backing, const char *fmt,
 	va_end(args);
 }
 
+/* Something is lost, and somebody has to see to it. */
+static __printf(2, 3) void alarm(struct pkernfs_backing *backing, const char *fmt, ...)
+{
+	struct va_format vaf = { .fmt = fmt };
+	va_list args;
+
+	va_start(args, fmt);
+	vaf.va = &args;
+	pr_err("region %s: %pV\n", backing_region(backing)->name, &vaf);
+	va_end(args);
+}
+
 /*
  * The memory type of the whole range.
  *
@@ -344,6 +356,7 @@ static struct pkernfs_region *region_new(char *text)
 		.zero		= zero_blocks,
 		.zero_part	= zero_part,
 		.say		= say,
+		.alarm		= alarm,
 		.lock		= &region->lock,
 	};
 

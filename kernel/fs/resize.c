@@ -198,7 +198,7 @@ int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node
 		return allocate_commit(store, node, NULL, size, now_ns);
 	}
 	if (holes > store->nr_free)
-		return -ENOSPC;
+		return pkernfs_no_space(store);
 
 	fill.file_blocks = max(end, DIV_ROUND_UP_ULL(size, PKERNFS_BLOCK_SIZE));
 	err = allocate_runs(store, node, file_block, end, &fill);

@@ -167,6 +167,13 @@ static void slots_taken(struct pkernfs_store *store, struct pkernfs_meta *meta)
 	store->slots_free--;
 }
 
+bool pkernfs_slot_is_free(struct pkernfs_store *store, u32 slot)
+{
+	struct pkernfs_meta *meta = pkernfs_meta_find(store, slot / PKERNFS_SLOTS_PER_BLOCK);
+
+	return meta && !test_bit(slot % PKERNFS_SLOTS_PER_BLOCK, meta->used);
+}
+
 /* Marks a slot as used; false if it is already or is none. */
 bool pkernfs_slot_claim(struct pkernfs_store *store, u32 slot)
 {
@@ -229,7 +236,7 @@ int pkernfs_slots_reserve(struct pkernfs_store *store, u32 need, u32 back, u32 n
 	int err;
 
 	if (blocks > store->nr_free)
-		return -ENOSPC;
+		return pkernfs_no_space(store);
 	for (added = 0; added < blocks; added++) {
 		err = meta_grow(store);
 		if (err)

@@ -14,6 +14,7 @@ int pkernfs_space_init(struct pkernfs_store *store)
 
 void pkernfs_space_destroy(struct pkernfs_store *store)
 {
+	kvfree(store->contested);
 	kvfree(store->limbo);
 	kvfree(store->used);
 }
@@ -44,6 +45,35 @@ bool pkernfs_space_claim(struct pkernfs_store *store, u32 block, u32 count)
 		return false;
 	mark(store, block, count);
 	return true;
+}
+
+/* Marks blocks of which pkernfs_space_claim() said that one is used; notes which. */
+int pkernfs_space_contest(struct pkernfs_store *store, u32 block, u32 count)
+{
+	u32 end = block + count;
+
+	if (!store->contested)
+		store->contested = kvcalloc(BITS_TO_LONGS(store->nr_blocks), sizeof(long),
+					    PKERNFS_GFP);
+	if (!store->contested)
+		return -ENOMEM;
+	for (; block < end; block++)
+		if (!pkernfs_space_claim(store, block, 1))
+			__set_bit(block, store->contested);
+	return 0;
+}
+
+bool pkernfs_space_contested(const struct pkernfs_store *store, u32 block, u32 count)
+{
+	return find_next_bit(store->contested, block + count, block) < block + count;
+}
+
+/* Nothing is free any more but what is freed from now on. */
+void pkernfs_space_withhold(struct pkernfs_store *store)
+{
+	bitmap_set(store->used, 0, store->nr_blocks);
+	store->nr_free = 0;
+	store->lowest = store->nr_blocks;
 }
 
 /* Blocks that were taken but never became part of a file. */

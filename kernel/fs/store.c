@@ -333,8 +333,12 @@ void pkernfs_store_close(struct pkernfs_store *store)
 {
 	struct pkernfs_node *node, *next;
 
-	rbtree_postorder_for_each_entry_safe(node, next, &store->nodes, by_ino)
+	rbtree_postorder_for_each_entry_safe(node, next, &store->nodes, by_ino) {
+		kfree(node->alias);
 		kfree(node);
+	}
+	pkernfs_lost_drop(store);
+	pkernfs_damage_drop(store);
 	pkernfs_slots_destroy(store);
 	pkernfs_space_destroy(store);
 	kfree(store->page);

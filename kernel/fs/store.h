@@ -8,8 +8,11 @@
  *
  *   store.c   make, open, close; commit of one step
  *   remains.c is there a store, or what is left of one?
- *   load.c    what is believed of a range: checks everything, builds the trees,
- *             repairs what a crash left
+ *   load.c    what is believed of a range: super blocks and chain; repairs what a
+ *             crash left
+ *   live.c    which inodes count, and whose the blocks are
+ *   lost.c    the tree, and the directory for what has no place in it
+ *   damage.c  what is left out, and what must stay untouched because of it
  *   verify.c  what can be said of one inode
  *   space.c   free blocks (derived, never stored)
  *   slots.c   metadata blocks and their free slots (likewise)
@@ -47,6 +50,9 @@ struct pkernfs_backing {
 	/* Says in one line (no newline) why a store is refused or what was repaired. */
 	__printf(2, 3)
 	void (*say)(struct pkernfs_backing *b, const char *fmt, ...);
+	/* The same for damage that something is lost by. */
+	__printf(2, 3)
+	void (*alarm)(struct pkernfs_backing *b, const char *fmt, ...);
 	/* What serialises the calls, for lockdep; NULL: not checked. */
 	struct rw_semaphore *lock;
 };
@@ -65,6 +71,8 @@ struct pkernfs_node {
 	u32 nr_children;		/* of a directory */
 	u32 nr_subdirs;
 	bool orphan;			/* unlinked but still open: gone after a kexec */
+	bool reached;			/* from the root, while the tree is built */
+	char *alias;			/* its name in lost+found, or NULL: the stored one */
 	struct pkernfs_node *parent;	/* the root's is itself; of an orphan: NULL */
 	struct rb_node by_ino;		/* store->nodes */
 	struct rb_node by_name;		/* parent->names */
@@ -87,10 +95,12 @@ struct pkernfs_usage {
  */
 
 /*
- * -EINVAL: no store here; -EUCLEAN: damaged; -EOPNOTSUPP: version or feature unknown;
+ * -EINVAL: no store here; -EUCLEAN: its super blocks, chain or root are damaged; -EOPNOTSUPP: version or feature unknown;
  * -ENXIO: made for another base or size; -ENOMEM. Each with one line of say().
  */
 int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **ret);
+/* What was damaged when the store was opened, a line for each; "" if nothing was. */
+const char *pkernfs_store_damage(struct pkernfs_store *store, u32 *length);
 void pkernfs_store_close(struct pkernfs_store *store);
 /*
  * 1: the range holds a store or what is left of one; 0: nothing of ours; or -ENOMEM.
@@ -123,7 +133,10 @@ const char *pkernfs_node_name(struct pkernfs_store *store,
  * create, unlink and rename set the times of the directories, and the ctime of
  * what they change, to now_ns; allocate, resize and punch set mtime and ctime of
  * the file, and set_attr its ctime. A name that no directory may hold ("", ".",
- * "..", with a slash or a NUL) is -EINVAL, an orphan as directory -ENOENT.
+ * "..", with a slash or a NUL) is -EINVAL, an orphan as directory -ENOENT. What a
+ * damaged directory was the place of lies in lost+found, which is not stored: from there
+ * it can be moved or unlinked, but nothing can be brought there (-EPERM), and the
+ * directory itself stays (-EBUSY).
  */
 
 /* target: of a symlink, else NULL. -EEXIST, -ENAMETOOLONG, -ENOSPC, -ENOMEM. */

@@ -49,6 +49,18 @@ struct pkernfs_meta {
 	u32 nr_free;
 	u8 *addr;
 	DECLARE_BITMAP(used, PKERNFS_SLOTS_PER_BLOCK);
+	DECLARE_BITMAP(damaged, PKERNFS_SLOTS_PER_BLOCK);	/* kept as they are */
+};
+
+/* What was left out when the store was opened, see damage.c. */
+struct pkernfs_damage {
+	char reason[96];	/* why the inode that was checked last is none */
+	char *text;		/* a line for each, or NULL */
+	u32 length;
+	u32 nr_quarantined;	/* slots */
+	u32 nr_lost;		/* inodes without a place */
+	u32 withheld;		/* blocks */
+	bool withheld_told;
 };
 
 struct pkernfs_store {
@@ -63,9 +75,13 @@ struct pkernfs_store {
 	u64 next_seq;
 	u64 next_ino;
 
+	struct pkernfs_damage damage;
+	struct pkernfs_node *lost;	/* the directory that is not stored, or NULL */
+
 	/* Blocks: used has a bit for all that is not free, limbo for those to be asked again. */
 	unsigned long *used;
 	unsigned long *limbo;
+	unsigned long *contested;	/* with two owners; NULL but while opening */
 	u32 nr_free;
 	u32 nr_limbo;
 	u32 lowest;		/* no block below is free */
@@ -163,12 +179,34 @@ int pkernfs_step_commit(struct pkernfs_store *store, const struct pkernfs_step *
 /* load.c */
 int pkernfs_load(struct pkernfs_store *store);
 
+/* live.c */
+typedef int (*pkernfs_slot_fn)(struct pkernfs_store *store, struct pkernfs_inode *inode,
+			       u32 slot, void *data);
+int pkernfs_each_committed(struct pkernfs_store *store, pkernfs_slot_fn fn, void *data);
+int pkernfs_load_live(struct pkernfs_store *store, u64 *nr_leftovers);
+
+/* lost.c */
+int pkernfs_load_tree(struct pkernfs_store *store);
+void pkernfs_lost_drop(struct pkernfs_store *store);
+
+/* damage.c */
+int pkernfs_quarantine(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot,
+		       bool believed);
+__printf(3, 4)
+int pkernfs_damage_lost(struct pkernfs_store *store, const struct pkernfs_node *node,
+			const char *fmt, ...);
+void pkernfs_damage_settle(struct pkernfs_store *store);
+int pkernfs_no_space(struct pkernfs_store *store);
+void pkernfs_damage_drop(struct pkernfs_store *store);
+
 /* verify.c */
 #define refuse(store, err, fmt, ...) \
 	((store)->backing->say((store)->backing, fmt, ##__VA_ARGS__), (err))
 #define damaged(store, fmt, ...)	refuse(store, -EUCLEAN, fmt, ##__VA_ARGS__)
-#define bad_slot(store, slot, fmt, ...) \
-	damaged(store, "slot %u: " fmt, slot, ##__VA_ARGS__)
+/* Not said at once: damage to one inode is no reason to refuse the store. */
+#define because(store, fmt, ...) \
+	scnprintf((store)->damage.reason, sizeof((store)->damage.reason), fmt, ##__VA_ARGS__)
+#define bad_slot(store, fmt, ...)	(because(store, fmt, ##__VA_ARGS__), -EUCLEAN)
 
 static inline bool pkernfs_is_zero(const void *data, size_t bytes)
 {
@@ -177,13 +215,16 @@ static inline bool pkernfs_is_zero(const void *data, size_t bytes)
 
 bool pkernfs_name_valid(const u8 *name, u32 len);
 int pkernfs_check_slot(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot);
-int pkernfs_check_inode(struct pkernfs_store *store, const struct pkernfs_inode *inode, u32 slot);
-int pkernfs_check_file(struct pkernfs_store *store, const struct pkernfs_node *node);
+int pkernfs_check_inode(struct pkernfs_store *store, const struct pkernfs_inode *inode);
+int pkernfs_check_file(struct pkernfs_store *store, const struct pkernfs_inode *inode);
 
 /* space.c */
 int pkernfs_space_init(struct pkernfs_store *store);
 void pkernfs_space_destroy(struct pkernfs_store *store);
 bool pkernfs_space_claim(struct pkernfs_store *store, u32 block, u32 count);
+int pkernfs_space_contest(struct pkernfs_store *store, u32 block, u32 count);
+bool pkernfs_space_contested(const struct pkernfs_store *store, u32 block, u32 count);
+void pkernfs_space_withhold(struct pkernfs_store *store);
 
 /* Where a run of a file would lie best. */
 struct pkernfs_wish {
@@ -204,6 +245,7 @@ void pkernfs_slots_destroy(struct pkernfs_store *store);
 struct pkernfs_meta *pkernfs_meta_find(struct pkernfs_store *store, u32 block);
 struct pkernfs_meta *pkernfs_meta_add(struct pkernfs_store *store, u32 block, void *addr);
 void *pkernfs_slot_addr(struct pkernfs_store *store, u32 slot);
+bool pkernfs_slot_is_free(struct pkernfs_store *store, u32 slot);
 bool pkernfs_slot_claim(struct pkernfs_store *store, u32 slot);
 int pkernfs_slots_reserve(struct pkernfs_store *store, u32 need, u32 back, u32 nr_pages,
 			  bool shrinks);
@@ -247,11 +289,19 @@ struct pkernfs_node *pkernfs_node_new(struct pkernfs_store *store, u32 slot,
 				      const struct pkernfs_inode *inode);
 bool pkernfs_node_insert(struct pkernfs_store *store, struct pkernfs_node *node);
 bool pkernfs_node_link(struct pkernfs_node *dir, struct pkernfs_node *node);
+void pkernfs_node_unlink_name(struct pkernfs_node *node);
+struct pkernfs_node *pkernfs_node_lowest(struct pkernfs_store *store);
+struct pkernfs_node *pkernfs_node_higher(struct pkernfs_node *node);
 void pkernfs_node_free(struct pkernfs_store *store, struct pkernfs_node *node);
 
 static inline bool pkernfs_is_dir(const struct pkernfs_inode *inode)
 {
 	return S_ISDIR(le32_to_cpu(inode->mode));
+}
+
+static inline bool pkernfs_is_lost_dir(const struct pkernfs_node *node)
+{
+	return node->ino == PKERNFS_LOST_INO;
 }
 
 #endif /* PKERNFS_STORE_PRIVATE_H */

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /sys/fs/pkernfs/REGION: where a region lies, and its metadata as it is at this
- * moment, so that a store can be checked from outside while it is mounted.
+ * /sys/fs/pkernfs/REGION: where a region lies, what of its store is damaged, and its
+ * metadata as it is at this moment, so that a store can be checked from outside while
+ * it is mounted.
  */
 #include <linux/kobject.h>
 #include <linux/slab.h>
@@ -120,6 +121,23 @@ static ssize_t metadata_read(struct file *file, struct kobject *kobj, pkernfs_bi
 	return err ?: count;
 }
 
+/* What the mounted store left out as damaged, a line for each; empty if nothing. */
+static ssize_t damaged_read(struct file *file, struct kobject *kobj, pkernfs_bin_attr_t *attr,
+			    char *buf, loff_t off, size_t count)
+{
+	struct pkernfs_region *region = kobj_region(kobj);
+	const char *text = "";
+	ssize_t done;
+	u32 length = 0;
+
+	down_read(&region->lock);
+	if (region->store)
+		text = pkernfs_store_damage(region->store, &length);
+	done = memory_read_from_buffer(buf, count, &off, text, length);
+	up_read(&region->lock);
+	return done;
+}
+
 static void pkernfs_kobj_release(struct kobject *kobj)
 {
 	pkernfs_region_free(kobj_region(kobj));
@@ -147,6 +165,14 @@ int pkernfs_sysfs_add(struct pkernfs_region *region)
 	region->metadata.size = region->size;
 	region->metadata.read = metadata_read;
 	err = sysfs_create_bin_file(&region->kobj, &region->metadata);
+	if (err)
+		goto put_kobj;
+
+	sysfs_bin_attr_init(&region->damaged);
+	region->damaged.attr.name = "damaged";
+	region->damaged.attr.mode = 0400;
+	region->damaged.read = damaged_read;
+	err = sysfs_create_bin_file(&region->kobj, &region->damaged);
 	if (err)
 		goto put_kobj;
 

@@ -73,19 +73,26 @@ static void reopen(struct base *base)
 {
 	char *before = dump(base), *after, *line;
 	struct pkernfs_usage usage;
+	u32 quarantined, lost;
 
 	/* Whatever is there has a place in the tree, and a line or (its name) more. */
 	pkn_usage(base->n, &usage);
 	for (line = before; usage.nodes && (line = strchr(line, '\n')); line++)
 		usage.nodes--;
 	check(!usage.nodes);
+	quarantined = pkn_store(base->n)->damage.nr_quarantined;
+	lost = pkn_store(base->n)->damage.nr_lost;
 	pkn_close(base->n);
 	check(!shim_live);
-	check(!*pkn_said(base->n));
+	check(lost || quarantined || !*pkn_said(base->n));
+	pkn_said(base->n);
 	check(!pkn_open(base->n));
-	check(!*pkn_said(base->n));
+	check(lost || quarantined || !*pkn_said(base->n));
+	check(pkn_store(base->n)->damage.nr_quarantined == quarantined);
+	/* What had lost its place may have been given one, or the other of its name is gone. */
+	check(pkn_store(base->n)->damage.nr_lost <= lost);
 	after = dump(base);
-	check(!strcmp(before, after));
+	check(lost || !strcmp(before, after));
 	free(before);
 	free(after);
 }
@@ -93,20 +100,26 @@ static void reopen(struct base *base)
 /* Returns whether the store could be opened. */
 static bool try_image(struct base *base)
 {
+	struct kept kept;
 	u32 changes;
 	int err;
 
 	mutate(base);
+	keep_image(base, &kept);
 	err = pkn_open(base->n);
 	if (err) {
 		check(err == -EINVAL || err == -EUCLEAN || err == -EOPNOTSUPP || err == -ENXIO);
 		check(*pkn_said(base->n));
+		check_untouched(base, &kept);
 	} else {
 		pkn_said(base->n);
+		keep_owned(base, &kept);
 		reopen(base);
-		for (changes = choose(4); changes; changes--)
+		for (changes = choose(6); changes; changes--)
 			change(base);
+		check_kept(base, &kept);
 		reopen(base);
+		check_kept(base, &kept);
 		pkn_close(base->n);
 	}
 	check(!shim_live);

@@ -38,6 +38,20 @@ struct source {
 
 extern struct source source;
 
+/* What a damaged store was before somebody used it. */
+struct kept {
+	u8 *image;		/* block 0 and what is linked from it */
+	u32 nr_damaged;
+	u64 owned;		/* bit per block: of a good inode, or metadata */
+	u64 metadata;
+};
+
+/* fuzz_kept.c */
+void keep_image(struct base *base, struct kept *kept);
+void keep_owned(struct base *base, struct kept *kept);
+void check_untouched(struct base *base, struct kept *kept);
+void check_kept(struct base *base, struct kept *kept);
+
 /* fuzz_base.c */
 struct base *make_base(u32 kind);
 

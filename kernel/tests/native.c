@@ -185,7 +185,7 @@ struct pkn *pkn_new(u32 nr_blocks, u64 base)
 	n->backing = (struct pkernfs_backing){
 		.base = base, .nr_blocks = nr_blocks, .map_meta = map_meta,
 		.unmap_meta = unmap_meta, .zero = zero, .zero_part = zero_part, .idle = idle,
-		.say = say,
+		.say = say, .alarm = say,
 	};
 	n->memory = reserve(n->size);
 	n->shadow = reserve(n->size);

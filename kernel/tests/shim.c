@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The functions behind the shim headers. */
+#include <stdio.h>
+
 #include <linux/bitmap.h>
 #include <linux/rbtree.h>
 #include <linux/slab.h>
@@ -30,6 +32,26 @@ void shim_free(const void *p)
 {
 	shim_live -= p != NULL;
 	free((void *)p);
+}
+
+int vscnprintf(char *to, size_t bytes, const char *fmt, va_list args)
+{
+	int len = vsnprintf(to, bytes, fmt, args);
+
+	if (!bytes || len < 0)
+		return 0;
+	return min_t(size_t, len, bytes - 1);
+}
+
+int scnprintf(char *to, size_t bytes, const char *fmt, ...)
+{
+	va_list args;
+	int len;
+
+	va_start(args, fmt);
+	len = vscnprintf(to, bytes, fmt, args);
+	va_end(args);
+	return len;
 }
 
 long strscpy(char *to, const char *from, size_t bytes)

@@ -140,6 +140,13 @@ int main(void)
 	run(test_large_files(4 * GIB));
 	run(test_large_files(5 * GIB + 38 * MIB));
 	run(test_16_tib());
+	run(test_damaged_file());
+	run(test_damaged_directory());
+	run(test_damaged_extent_page());
+	run(test_damaged_root());
+	run(test_much_damage());
+	run(test_shared_block());
+	run(test_no_memory_when_damaged());
 	run(test_no_memory());
 	run(test_no_memory_at_open());
 	run(test_random(12, 3000));

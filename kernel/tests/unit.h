@@ -70,6 +70,15 @@ void test_16_tib(void);
 void test_no_memory(void);
 void test_no_memory_at_open(void);
 
+/* unit_damage.c */
+void test_damaged_file(void);
+void test_damaged_directory(void);
+void test_damaged_extent_page(void);
+void test_damaged_root(void);
+void test_much_damage(void);
+void test_shared_block(void);
+void test_no_memory_when_damaged(void);
+
 /* unit_random.c */
 void test_random(u32 nr_blocks, u32 count);
 

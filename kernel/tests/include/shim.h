@@ -11,6 +11,7 @@
 #define PKERNFS_SHIM_SYSTEM
 #include <errno.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <linux/types.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -64,6 +65,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "little endian");
 	shim_same_sign(_a, _b); _a > _b ? _a : _b; })
 #define min_t(type, a, b) ({ type _a = (a); type _b = (b); _a < _b ? _a : _b; })
 #define max_t(type, a, b) ({ type _a = (a); type _b = (b); _a > _b ? _a : _b; })
+#define max3(a, b, c)		max(max(a, b), c)
+#define swap(a, b)		do { __typeof__(a) _t = (a); (a) = (b); (b) = _t; } while (0)
 #define DIV_ROUND_UP(n, d)	(((n) + (d) - 1) / (d))
 #define DIV_ROUND_UP_ULL(n, d)	DIV_ROUND_UP((unsigned long long)(n), (d))
 #define round_up(x, y)		((((x) - 1) | ((__typeof__(x))((y) - 1))) + 1)
@@ -96,6 +99,9 @@ void shim_free(const void *p);
 #define kfree(p)			shim_free(p)
 #define kvfree(p)			shim_free(p)
 
+/* What was written, not what would have been. */
+__printf(3, 4) int scnprintf(char *to, size_t bytes, const char *fmt, ...);
+int vscnprintf(char *to, size_t bytes, const char *fmt, va_list args);
 /* As much as fits, always ended: the length, or -E2BIG. */
 long strscpy(char *to, const char *from, size_t bytes);
 void *memchr_inv(const void *p, int c, size_t bytes);

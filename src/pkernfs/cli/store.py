@@ -62,7 +62,7 @@ def make(
         bool, typer.Option("--force", help="Replace a store that is there. Its files are lost.")
     ] = False,
 ) -> None:
-    """Make a new, empty store. The only verb that writes to one.
+    """Make a new, empty store.
 
     A file that does not exist is created with the given --size. A range of memory can
     be made while the module is not loaded; with it, use 'mount -o init'.
@@ -89,16 +89,30 @@ def make(
 
 
 def check(
-    target: _Target = None, offset: _Offset = None, size: _Size = None, json_: _Json = False
+    target: _Target = None,
+    offset: _Offset = None,
+    size: _Size = None,
+    json_: _Json = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Give up what is damaged, for good: the blocks it may own are free again."
+            " Of a store that is not mounted, and only while no device reaches its memory.",
+        ),
+    ] = False,
 ) -> None:
     """Check a store, or without TARGET those of all regions.
 
-    Changes nothing, and can look at one that is mounted. Prints a line per finding and
-    one that sums up. Exit status: 0 clean, 1 damaged, 2 not a store or not readable; of
-    several stores, the worst. What a crash left over is no damage: the next mount clears it.
+    Without --repair it changes nothing, and can look at one that is mounted. Prints a line
+    per finding and one that sums up. Exit status: 0 clean, 1 damaged, 2 not a store or not
+    readable; of several stores, the worst. What a crash left over is no damage: the next
+    mount clears it.
     """
     from pkernfs.store.regions import region_names
 
+    if repair:
+        _repair(target, offset, size, json_)
     targets: list[str | None] = [target]
     if target is None and len(names := region_names()) > 1:
         targets = [*names]
@@ -112,6 +126,28 @@ def check(
         _show_check(name, result, json_)
         worst = max(worst, int(result.verdict))
     raise typer.Exit(worst)
+
+
+def _repair(target: str | None, offset: str | None, size: str | None, as_json: bool) -> None:
+    """Give up what is damaged, a line for each; exits with what a check says then."""
+    from pkernfs.cli.target import reserved_range, resolve
+    from pkernfs.store.repair import give_up, open_writable
+
+    if as_json:
+        raise UsageError("--repair prints no JSON", "'pkernfs check --json' does, before and after")
+    where = resolve(reserved_range(target), offset, size)
+    if where.file is None:
+        raise UsageError(
+            f"{where.text} is held by the module",
+            "umount it and modprobe -r pkernfs first, then name it again",
+        )
+    exact = where.size is not None or where.offset == 0
+    with open_writable(where.file, where.offset, where.size) as buffer:
+        result, given_up = give_up(buffer, base=where.base, exact=exact)
+    for slot in given_up:
+        print(f"given up: {slot}")
+    _show_check(where.text, result, as_json=False)
+    raise typer.Exit(int(result.verdict))
 
 
 def _show_check(name: str, result: CheckResult, as_json: bool) -> None:
@@ -236,9 +272,15 @@ def _print_extents(tree: Tree, inode: Inode) -> None:
 def _summary(result: CheckResult) -> str:
     from collections import Counter
 
-    counts = Counter(str(finding.severity) for finding in result.findings)
-    parts = [_count(number, name) for name, number in counts.items()]
+    from pkernfs.store.findings import Severity
+
+    counts = Counter(finding.severity for finding in result.findings)
+    # Of one slot there may be several.
+    counts.pop(Severity.DAMAGE, None)
+    parts = [_count(number, str(name)) for name, number in counts.items()]
     if result.tree is not None:
+        if result.tree.quarantined:
+            parts.append(f"{_count(len(result.tree.quarantined), 'slot')} left out")
         usage = result.tree.usage()
         parts += [
             _count(usage.files, "file"),

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from pkernfs.store import layout
 from pkernfs.store.chain import read_chain
 from pkernfs.store.findings import Code, Finding, Report, Severity, Verdict
 from pkernfs.store.image import Image, consistent
-from pkernfs.store.inode import Inode, SlotReader
+from pkernfs.store.inode import Inode, Quarantined, SlotReader
+from pkernfs.store.place import place
 from pkernfs.store.super import SuperBlock, read_super
-from pkernfs.store.tree import Tree, check_tree, select_live
+from pkernfs.store.tree import Tree, select_live
 
 _NOT_A_STORE = {Code.NOT_A_STORE, Code.VERSION_UNKNOWN, Code.FEATURE_UNKNOWN}
 
@@ -39,7 +41,7 @@ class CheckResult:
 
     @property
     def mountable(self) -> bool:
-        """Whether the module would mount it: nothing worse than one damaged super copy."""
+        """Whether the module would mount it, without what is damaged."""
         return all(finding.severity is not Severity.ERROR for finding in self.findings)
 
 
@@ -76,37 +78,67 @@ def _read_tree(image: Image, store: SuperBlock, report: Report) -> Tree:
         if not layout.is_fixed_slot(number := layout.slot_of(block, index))
         and (inode := reader.read(number)) is not None
     ]
-    live, leftovers = select_live(found, report)
-    tree = Tree(store, tuple(chain), live, leftovers)
-    for inode in live.values():
-        if inode.slot in reader.faults:
-            report.findings += reader.faults[inode.slot].findings
-    check_tree(tree, report)
-    _check_blocks(tree, report)
-    _check_pages(live, report)
+    twins = _check_seqs(found, report)
+    live, leftovers = select_live(inode for inode in found if inode.slot not in twins)
+    damaged = _check_content(live, reader, report)
+    damaged |= _check_owners(chain, live, damaged, report)
+    live = {ino: inode for ino, inode in live.items() if ino not in damaged}
+    if layout.ROOT_INO in live:
+        live = place(live, report)
+    else:
+        report.add(Code.ROOT, "there is no root directory", ino=layout.ROOT_INO)
     for leftover in leftovers:
         inode = leftover.inode
         report.add(Code.LEFTOVER, f"left by a crash: {leftover.reason}", slot=inode.slot)
-    return tree
+    left_out = [_left_out(inode) for inode in (*twins.values(), *damaged.values())]
+    quarantined = (*reader.quarantined, *left_out)
+    return Tree(store, tuple(chain), live, leftovers, quarantined, damaged)
 
 
-def _check_blocks(tree: Tree, report: Report) -> None:
-    """No block may have two owners."""
-    used: list[tuple[int, int, Inode | None]] = [
-        (block, block + 1, None) for block in tree.metadata_blocks
+def _left_out(inode: Inode) -> Quarantined:
+    return Quarantined(inode.slot, inode.ino, inode.name, believed=True)
+
+
+def _check_seqs(found: list[Inode], report: Report) -> dict[int, Inode]:
+    """The inodes, by slot, whose sequence number another one has: which is right is not known."""
+    count = Counter(inode.seq for inode in found)
+    twins = {inode.slot: inode for inode in found if count[inode.seq] > 1}
+    for inode in twins.values():
+        text = f"another slot has its sequence number {inode.seq}"
+        report.add(Code.SEQ_TWICE, text, slot=inode.slot, ino=inode.ino)
+    return twins
+
+
+def _check_content(live: dict[int, Inode], reader: SlotReader, report: Report) -> dict[int, Inode]:
+    """The inodes that are damaged for themselves."""
+    damaged = {ino: inode for ino, inode in live.items() if inode.slot in reader.faults}
+    for inode in damaged.values():
+        report.findings += reader.faults[inode.slot].findings
+    return damaged
+
+
+def _check_owners(
+    chain: list[int], live: dict[int, Inode], damaged: dict[int, Inode], report: Report
+) -> dict[int, Inode]:
+    """The good inodes that share a block with another, or with metadata."""
+    good = [inode for ino, inode in live.items() if ino not in damaged]
+    shared: dict[int, Inode] = {}
+    used: list[tuple[int, int, Inode | None]] = [(block, block + 1, None) for block in chain]
+    used += [
+        (extent.block, extent.block + extent.count, inode)
+        for inode in good
+        for extent in inode.extents
     ]
-    for inode in tree.inodes.values():
-        for extent in inode.extents:
-            if extent.count:
-                used.append((extent.block, extent.block + extent.count, inode))
     used.sort(key=lambda item: item[:2])
     end, owner = 0, None
     for first, behind, user in used:
         if first < end:
             both = [inode for inode in (user, owner) if inode is not None]
             _report_overlap(first, min(end, behind), both, report)
+            shared |= {inode.ino: inode for inode in both}
         if behind > end:
             end, owner = behind, user
+    return shared
 
 
 def _report_overlap(first: int, end: int, users: list[Inode], report: Report) -> None:
@@ -115,14 +147,3 @@ def _report_overlap(first: int, end: int, users: list[Inode], report: Report) ->
     other = f"inode {users[1].ino}" if len(users) > 1 else "metadata"
     text = f"{blocks} belong to {other} too"
     report.add(Code.EXTENT_OVERLAP, text, slot=users[0].slot, ino=users[0].ino)
-
-
-def _check_pages(live: dict[int, Inode], report: Report) -> None:
-    """No extent page may be named twice."""
-    owners: dict[int, Inode] = {}
-    for inode in live.values():
-        for slot in inode.pages:
-            if slot in owners:
-                text = f"extent page {slot} is named by inode {owners[slot].ino} too"
-                report.add(Code.PAGE_SLOT, text, slot=inode.slot, ino=inode.ino)
-            owners.setdefault(slot, inode)

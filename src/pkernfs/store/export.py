@@ -89,6 +89,9 @@ def dump_value(result: CheckResult) -> dict[str, Any]:
             "super": super_value(tree.store),
             "metadata_blocks": list(tree.metadata_blocks),
             "inodes": [inode_value(tree, tree.inodes[ino]) for ino in sorted(tree.inodes)],
+            "quarantined": [
+                asdict(slot) | {"name": os.fsdecode(slot.name)} for slot in tree.quarantined
+            ],
             "leftovers": [
                 {"slot": left.inode.slot, "inode": left.inode.ino, "reason": left.reason}
                 for left in tree.leftovers

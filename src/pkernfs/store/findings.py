@@ -24,7 +24,9 @@ class Severity(StrEnum):
 
     #: The module refuses to mount the store.
     ERROR = "error"
-    #: Damage that the store can be used with.
+    #: The module leaves it out, touches nothing that may belong to it, and mounts the rest.
+    DAMAGE = "damage"
+    #: Damage that nothing is lost by: repaired at mount, or moved to another place.
     WARNING = "warning"
     #: No damage: what a crash left over, cleared at the next mount.
     NOTE = "note"
@@ -39,6 +41,14 @@ def _error(label: str) -> _Kind:
     return _Kind(label, Severity.ERROR)
 
 
+def _damage(label: str) -> _Kind:
+    return _Kind(label, Severity.DAMAGE)
+
+
+def _warning(label: str) -> _Kind:
+    return _Kind(label, Severity.WARNING)
+
+
 class Code(Enum):
     """Stable names of the findings. docs/format.md has the list with explanations."""
 
@@ -46,7 +56,7 @@ class Code(Enum):
     VERSION_UNKNOWN = _error("version-unknown")
     FEATURE_UNKNOWN = _error("feature-unknown")
     SUPER_DAMAGED = _error("super-damaged")
-    SUPER_COPY = _Kind("super-copy", Severity.WARNING)
+    SUPER_COPY = _warning("super-copy")
     SUPER_DIFFER = _error("super-differ")
     SUPER_FIELD = _error("super-field")
     BASE_MISMATCH = _error("base-mismatch")
@@ -55,31 +65,31 @@ class Code(Enum):
     CHAIN_NEXT = _error("chain-next")
     CHAIN_RANGE = _error("chain-range")
     CHAIN_CYCLE = _error("chain-cycle")
-    SLOT_CHECKSUM = _error("slot-checksum")
-    SLOT_NUMBER = _error("slot-number")
-    SLOT_COMMIT = _error("slot-commit")
-    SEQ_TWICE = _error("seq-twice")
-    INODE_NUMBER = _error("inode-number")
-    INODE_REPLACES = _error("inode-replaces")
-    INODE_RESERVED = _error("inode-reserved")
-    INODE_MODE = _error("inode-mode")
-    INODE_NAME = _error("inode-name")
-    INODE_SIZE = _error("inode-size")
-    INODE_COUNTS = _error("inode-counts")
-    INODE_PAYLOAD = _error("inode-payload")
-    SYMLINK_TARGET = _error("symlink-target")
-    PAGE_SLOT = _error("page-slot")
-    PAGE_CHECKSUM = _error("page-checksum")
-    PAGE_FIELD = _error("page-field")
-    EXTENT_EMPTY = _error("extent-empty")
-    EXTENT_ORDER = _error("extent-order")
-    EXTENT_RANGE = _error("extent-range")
-    EXTENT_OVERLAP = _error("extent-overlap")
+    SLOT_CHECKSUM = _damage("slot-checksum")
+    SLOT_NUMBER = _damage("slot-number")
+    SLOT_COMMIT = _damage("slot-commit")
+    SEQ_TWICE = _damage("seq-twice")
+    INODE_NUMBER = _damage("inode-number")
+    INODE_REPLACES = _damage("inode-replaces")
+    INODE_RESERVED = _damage("inode-reserved")
+    INODE_MODE = _damage("inode-mode")
+    INODE_NAME = _damage("inode-name")
+    INODE_SIZE = _damage("inode-size")
+    INODE_COUNTS = _damage("inode-counts")
+    INODE_PAYLOAD = _damage("inode-payload")
+    SYMLINK_TARGET = _damage("symlink-target")
+    PAGE_SLOT = _damage("page-slot")
+    PAGE_CHECKSUM = _damage("page-checksum")
+    PAGE_FIELD = _damage("page-field")
+    EXTENT_EMPTY = _damage("extent-empty")
+    EXTENT_ORDER = _damage("extent-order")
+    EXTENT_RANGE = _damage("extent-range")
+    EXTENT_OVERLAP = _damage("extent-overlap")
     ROOT = _error("root")
-    PARENT_MISSING = _error("parent-missing")
-    PARENT_KIND = _error("parent-kind")
-    PARENT_CYCLE = _error("parent-cycle")
-    NAME_TWICE = _error("name-twice")
+    PARENT_MISSING = _warning("parent-missing")
+    PARENT_KIND = _warning("parent-kind")
+    PARENT_CYCLE = _warning("parent-cycle")
+    NAME_TWICE = _warning("name-twice")
     LEFTOVER = _Kind("leftover", Severity.NOTE)
 
     def __str__(self) -> str:

@@ -175,7 +175,7 @@ def open_image(
 def _map(path: Path, offset: int, size: int | None, stack: ExitStack) -> Buffer:
     try:
         with path.open("rb", buffering=0) as file:
-            length = _length(path, os.fstat(file.fileno()).st_size, offset, size)
+            length = mapped_length(path, os.fstat(file.fileno()).st_size, offset, size)
             if not length:
                 return b""
             mapping = mmap.mmap(file.fileno(), length, prot=mmap.PROT_READ, offset=offset)
@@ -184,7 +184,14 @@ def _map(path: Path, offset: int, size: int | None, stack: ExitStack) -> Buffer:
         raise cannot_map(path, error) from error
 
 
-def _length(path: Path, end: int, offset: int, size: int | None) -> int:
+def mapped_length(path: Path, end: int, offset: int, size: int | None) -> int:
+    """How many bytes of a file a range has.
+
+    :param end: size of the file, bytes.
+    :param offset: byte at which the range begins.
+    :param size: what was asked for; None: up to the end of the file.
+    :raises PkernfsError: the file ends before, or the offset can't be mapped.
+    """
     if offset % mmap.PAGESIZE or offset < 0:
         raise PkernfsError(
             f"{path}: offset {offset:#x} is not a multiple of {mmap.PAGESIZE}", status=2

@@ -15,6 +15,8 @@ from pkernfs.store.super import SuperBlock
 
 #: Permissions and the bits above them (setuid, setgid, sticky).
 _PERMISSIONS = 0o7777
+#: Bytes of a name that may be damaged.
+_NAME_SHOWN = 48
 _MAX_SIZE = layout.MAX_FILE_BLOCKS * layout.BLOCK_SIZE
 
 
@@ -80,6 +82,36 @@ class Inode:
         return sum(extent.count for extent in self.extents)
 
 
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A slot that is left out: it stays as it is until somebody gives it up.
+
+    :ivar ino: the inode it says it is; a guess unless ``believed``.
+    :ivar name: what it says its name is, likewise.
+    :ivar believed: its checksum is right.
+    """
+
+    slot: int
+    ino: int
+    name: bytes
+    believed: bool
+
+    @classmethod
+    def of(cls, values: dict[str, Any], number: int, *, believed: bool) -> Quarantined:
+        """What a slot says of itself, as far as it can be read."""
+        name = values["name"][: values["name_len"]].split(b"\0")[0]
+        return cls(number, values["ino"], name, believed)
+
+    @property
+    def guess(self) -> str:
+        """What it is, as far as that can be said."""
+        name = ascii(self.name[:_NAME_SHOWN].decode("latin-1"))
+        return f"{'' if self.believed else 'perhaps '}inode {self.ino} {name}"
+
+    def __str__(self) -> str:
+        return f"slot {self.slot}, {self.guess}"
+
+
 @dataclass
 class SlotReader:
     """Reads the inode slots of one store.
@@ -88,6 +120,7 @@ class SlotReader:
     :ivar report: takes what is wrong with a slot, also with one that does not count.
     :ivar faults: what is wrong with the content of an inode, by slot; matters only if
         that inode counts.
+    :ivar quarantined: slots that can't be believed.
     """
 
     image: Image
@@ -96,13 +129,17 @@ class SlotReader:
     report: Report
     uuid_crc: int
     faults: dict[int, Report] = field(default_factory=dict)
+    quarantined: list[Quarantined] = field(default_factory=list)
 
     def read(self, number: int) -> Inode | None:
         """The inode of a slot that is in use, None if the slot can't be believed."""
         slot = self.image.slot(number)
         values = layout.INODE.unpack(slot)
         if fault := self._slot_fault(number, slot, values):
-            self.report.add(*fault, slot=number)
+            code, text = fault
+            damaged = Quarantined.of(values, number, believed=False)
+            self.quarantined.append(damaged)
+            self.report.add(code, f"{text} ({damaged.guess})", slot=number)
             return None
         content = _Content(self, values, Report())
         inode = content.read()
@@ -119,7 +156,7 @@ class SlotReader:
             return Code.SLOT_NUMBER, f"says it is slot {values['slot']}"
         if values["commit"] != values["seq"]:
             return Code.SLOT_COMMIT, f"commit word {values['commit']}, sequence {values['seq']}"
-        if not 0 < values["ino"] <= layout.NUMBER_MAX:
+        if not 0 < values["ino"] < layout.LOST_INO:
             return Code.INODE_NUMBER, f"inode number {values['ino']}"
         if values["seq"] > layout.NUMBER_MAX:
             return Code.INODE_NUMBER, f"sequence number {values['seq']}"
@@ -185,10 +222,7 @@ class _Content:
         if values["replaces"] in (values["ino"], layout.ROOT_INO):
             self._add(Code.INODE_REPLACES, f"replaces inode {values['replaces']}")
         in_itself = values["parent"] == values["ino"]
-        if values["ino"] != layout.ROOT_INO:
-            if in_itself:
-                self._add(Code.PARENT_CYCLE, "lies in itself")
-        elif not in_itself or kind is not Kind.DIRECTORY:
+        if values["ino"] == layout.ROOT_INO and (not in_itself or kind is not Kind.DIRECTORY):
             self._add(Code.ROOT, "the root is not a directory that is its own parent")
 
     def _read_name(self) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Make a new, empty store: the only code of this package that writes to one."""
+"""Make a new, empty store."""
 
 from __future__ import annotations
 

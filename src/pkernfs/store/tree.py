@@ -10,8 +10,7 @@ from functools import cached_property
 
 from pkernfs.errors import PkernfsError
 from pkernfs.store import layout
-from pkernfs.store.findings import Code, Report
-from pkernfs.store.inode import Inode, Kind
+from pkernfs.store.inode import Inode, Kind, Quarantined
 from pkernfs.store.super import SuperBlock
 
 
@@ -28,6 +27,7 @@ class Usage:
     """What is in a store, all derived.
 
     :ivar blocks: of 2 MiB in the range.
+    :ivar withheld_blocks: free, but may belong to what is damaged: nobody gets them.
     :ivar free_slots: inodes that fit without another metadata block.
     """
 
@@ -35,6 +35,7 @@ class Usage:
     metadata_blocks: int
     page_blocks: int
     data_blocks: int
+    withheld_blocks: int
     free_slots: int
     files: int
     directories: int
@@ -42,8 +43,9 @@ class Usage:
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that nobody uses."""
-        return self.blocks - self.metadata_blocks - self.page_blocks - self.data_blocks
+        """Blocks that can be had."""
+        used = self.metadata_blocks + self.page_blocks + self.data_blocks
+        return self.blocks - used - self.withheld_blocks
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,18 @@ class Tree:
 
     :ivar store: its super block.
     :ivar metadata_blocks: in the order of their links.
-    :ivar inodes: the live ones by their number.
+    :ivar inodes: the live ones by their number, and lost+found (:mod:`pkernfs.store.place`).
     :ivar leftovers: what does not count.
+    :ivar quarantined: slots that are left out as damaged.
+    :ivar damaged: what these say that they are, as far as it can be believed.
     """
 
     store: SuperBlock
     metadata_blocks: tuple[int, ...]
     inodes: dict[int, Inode] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
+    quarantined: tuple[Quarantined, ...] = ()
+    damaged: dict[int, Inode] = field(default_factory=dict)
 
     @cached_property
     def children(self) -> dict[int, dict[bytes, Inode]]:
@@ -107,7 +113,7 @@ class Tree:
         names: list[bytes] = []
         seen = set()
         while ino != layout.ROOT_INO:
-            inode = self.inodes.get(ino)
+            inode = self.inodes.get(ino, self.damaged.get(ino))
             if inode is None or ino in seen:
                 return None
             seen.add(ino)
@@ -141,17 +147,20 @@ class Tree:
 
     def usage(self) -> Usage:
         """How full the store is."""
-        kinds = [inode.kind for inode in self.inodes.values()]
+        kinds = [inode.kind for ino, inode in self.inodes.items() if ino != layout.LOST_INO]
         pages = sum(len(inode.pages) for inode in self.inodes.values())
         nr_metadata = len(self.metadata_blocks)
         # A header in every metadata block, the super blocks in the first.
         slots = nr_metadata * (layout.SLOTS_PER_BLOCK - 1) - len(layout.SUPER_SLOTS)
+        data_blocks = sum(inode.blocks for inode in self.inodes.values())
+        others = self.store.blocks - nr_metadata - self.store.page_blocks - data_blocks
         return Usage(
             blocks=self.store.blocks,
             metadata_blocks=nr_metadata,
             page_blocks=self.store.page_blocks,
-            data_blocks=sum(inode.blocks for inode in self.inodes.values()),
-            free_slots=slots - len(kinds) - pages,
+            data_blocks=data_blocks,
+            withheld_blocks=others if self.quarantined else 0,
+            free_slots=slots - len(kinds) - pages - len(self.quarantined),
             files=kinds.count(Kind.FILE),
             directories=kinds.count(Kind.DIRECTORY),
             symlinks=kinds.count(Kind.SYMLINK),
@@ -167,20 +176,17 @@ def shown(name: bytes) -> str:
 
 
 def select_live(
-    inodes: Iterable[Inode], report: Report
+    inodes: Iterable[Inode],
 ) -> tuple[dict[int, Inode], tuple[Leftover, ...]]:
     """The inodes that count, after the rules of format.h, and the slots that don't.
 
-    :param inodes: of all slots that are in use.
+    :param inodes: of all slots that are in use and can be believed.
     """
     live: dict[int, Inode] = {}
     leftovers: list[Leftover] = []
     by_seq: dict[int, Inode] = {}
     for inode in inodes:
-        twin = by_seq.setdefault(inode.seq, inode)
-        if twin is not inode:
-            text = f"the same sequence number {inode.seq} as slot {twin.slot}"
-            report.add(Code.SEQ_TWICE, text, slot=inode.slot, ino=inode.ino)
+        by_seq[inode.seq] = inode
         other = live.get(inode.ino)
         if other is None or other.seq < inode.seq:
             live[inode.ino] = inode
@@ -194,46 +200,3 @@ def select_live(
         if victim is not None and victim.seq < inode.seq and victim.ino != inode.ino:
             leftovers.append(Leftover(live.pop(victim.ino), f"replaced by inode {inode.ino}"))
     return live, tuple(leftovers)
-
-
-def check_tree(tree: Tree, report: Report) -> None:
-    """Parents, names and cycles of the live inodes."""
-    root = tree.inodes.get(layout.ROOT_INO)
-    if root is None:
-        report.add(Code.ROOT, "there is no root directory", ino=layout.ROOT_INO)
-    names: dict[tuple[int, bytes], Inode] = {}
-    for inode in tree.inodes.values():
-        if inode is not root:
-            _check_place(tree, inode, names, report)
-    _check_cycles(tree, report)
-
-
-def _check_place(
-    tree: Tree, inode: Inode, names: dict[tuple[int, bytes], Inode], report: Report
-) -> None:
-    parent = tree.inodes.get(inode.parent)
-    if parent is None:
-        text = f"its directory, inode {inode.parent}, is missing"
-        report.add(Code.PARENT_MISSING, text, slot=inode.slot, ino=inode.ino)
-    elif parent.kind is not Kind.DIRECTORY:
-        text = f"lies in inode {parent.ino}, which is not a directory"
-        report.add(Code.PARENT_KIND, text, slot=inode.slot, ino=inode.ino)
-    twin = names.setdefault((inode.parent, inode.name), inode)
-    if twin is not inode:
-        text = f"inode {twin.ino} has the same name, {shown(inode.name)}"
-        report.add(Code.NAME_TWICE, text, slot=inode.slot, ino=inode.ino)
-
-
-def _check_cycles(tree: Tree, report: Report) -> None:
-    #: Inodes that are known to end at the root, at a missing parent or in a cycle.
-    done = {layout.ROOT_INO}
-    for inode in tree.inodes.values():
-        trail: dict[int, Inode] = {}
-        step: Inode | None = inode
-        while step is not None and step.ino not in done and step.ino not in trail:
-            trail[step.ino] = step
-            step = tree.inodes.get(step.parent)
-        if step is not None and step.ino in trail and step.parent != step.ino:
-            text = "a directory that is in itself"
-            report.add(Code.PARENT_CYCLE, text, slot=step.slot, ino=step.ino)
-        done.update(trail)

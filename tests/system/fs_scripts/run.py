@@ -12,10 +12,10 @@ import time
 import traceback
 from pathlib import Path
 
-from . import content, files, mappings, pages, store, stress, tree
+from . import content, damage, files, mappings, pages, store, stress, tree
 from .common import CHECKS, Entry, big_store, place
 
-MODULES = (files, mappings, tree, store, content, pages, stress)
+MODULES = (files, mappings, tree, store, content, damage, pages, stress)
 
 
 def _run(entry: Entry) -> str | None:

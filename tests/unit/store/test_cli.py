@@ -64,12 +64,45 @@ def test_make_refuses_without_touching_anything(tmp_path: Path) -> None:
 
 
 def test_check_says_each_finding_and_sums_up(image: Path) -> None:
-    damage(image, 4096 + 50)
+    damage(image, 4096 * 4 + 50)
     result = run("check", image)
     assert result.exit_code == 1
-    *findings, last = result.output.splitlines()
-    assert findings[0] == "error: slot-checksum: slot 1: wrong checksum"
-    assert last.startswith(f"{image}: damaged, {len(findings)} errors, 4 files")
+    finding, last = result.output.splitlines()
+    assert finding.startswith("damage: slot-checksum: slot 4: wrong checksum (perhaps inode ")
+    assert finding.endswith(" 'ram')")
+    assert last.startswith(f"{image}: damaged, 1 slot left out, 3 files")
+    assert last.endswith(" 0 of 16 blocks free")
+    damage(image, 4096 + 50)
+    lines = run("check", image).output.splitlines()
+    assert lines[2] == "error: root: /: there is no root directory"
+    assert lines[-1].startswith(f"{image}: damaged, 1 error, 2 slots left out")
+
+
+def test_check_repair_gives_up_what_is_damaged(image: Path) -> None:
+    damage(image, 4096 * 4 + 50)
+    before = image.read_bytes()
+    assert run("check", image).exit_code == 1
+    assert image.read_bytes() == before, "only when told so"
+    result = run("check", image, "--repair")
+    assert result.exit_code == 0
+    given_up, last = result.output.splitlines()
+    assert given_up.startswith("given up: slot 4, perhaps inode ")
+    assert given_up.endswith(" 'ram'")
+    assert last == f"{image}: clean, 3 files, 3 directories, 1 symlink, 11 of 16 blocks free"
+    after = bytearray(before)
+    after[4096 * 4 : 4096 * 4 + 8] = bytes(8)
+    assert image.read_bytes() == after, "one word has changed"
+    assert run("check", image, "--repair").output.splitlines() == [last]
+
+
+def test_check_repair_keeps_what_it_can_not_repair(image: Path) -> None:
+    damage(image, 4096 + 50)
+    before = image.read_bytes()
+    with pytest.raises(PkernfsError, match="more is damaged"):
+        run("check", image, "--repair")
+    with pytest.raises(PkernfsError, match="no JSON"):
+        run("check", image, "--repair", "--json")
+    assert image.read_bytes() == before
 
 
 def test_check_of_what_is_no_store(tmp_path: Path) -> None:
