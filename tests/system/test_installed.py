@@ -18,7 +18,7 @@ from tests.conftest import HostFactory
 from . import tick
 from .tick import Tick
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 
 _DISKS = "/var/lib/vms"
 _UNIT = "pkernfs-vm@web.service"

@@ -11,7 +11,9 @@ import pytest
 
 from pkernfs.errors import UsageError
 from pkernfs.lab import installed
-from pkernfs.lab.machine import HostConfig
+from pkernfs.lab.image import HostImage
+from pkernfs.lab.layer import Stack
+from pkernfs.lab.machine import HostConfig, Machine
 from pkernfs.lab.paths import source_tree
 from pkernfs.lab.qemu import LINES, Disk, Plan
 
@@ -57,6 +59,12 @@ def test_a_disk_that_is_being_made_is_written_to() -> None:
 def test_what_an_installed_host_does_not_have_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="on its disk"):
         HostConfig(installed=True, **fields)
+
+
+def test_it_starts_the_kernel_that_its_boot_loader_has(tmp_path: Path) -> None:
+    host = HostImage(tmp_path, tmp_path / "root.ext4", ("6.12.1-amd64", "7.3.4-amd64"))
+    with pytest.raises(UsageError, match=r"starts 6\.12\.1-amd64"):
+        Machine(HostConfig(installed=True, kernel="7.3"), on=Stack(host, tmp_path / "layer"))
 
 
 def test_the_partition_takes_all_but_the_boot_loaders_room() -> None:
