@@ -11,6 +11,7 @@
 # make install-docs  manual pages and shell completion, below $(DESTDIR)$(PREFIX)
 # make bench      side by side with what people use today: an hour on 2 cores, and the first
 #                 time a kernel is built for it; BENCH=quick make bench takes some minutes
+# make soak N=100  update after update between both kernels, to see leaks: about a minute each
 # make install-units  units for systemd, below DESTDIR
 #
 # On a fresh Debian 12 as root, with python3, gcc and make: the first run installs what
@@ -30,7 +31,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # summary names it; an assertion that fails counts at once.
 SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
-.PHONY: demo demo-passthrough test test-unit test-system test-passthrough native lint man install-docs install-units bench clean
+.PHONY: demo demo-passthrough test test-unit test-system test-passthrough native lint man install-docs install-units bench soak clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
@@ -39,14 +40,14 @@ demo-passthrough: $(READY)
 	$(VENV)/bin/pkernfs lab demo --passthrough
 
 test: test-unit
-	$(VENV)/bin/pkernfs lab image
+	$(VENV)/bin/pkernfs lab image --installed
 	$(PYTEST) $(WORKERS) $(SECOND_TRY) -v --durations 12 --timeout 1200 -m "system or fuzz" tests
 
 test-unit: $(READY) native
 	$(PYTEST) $(WORKERS) tests/unit
 
 test-system: $(READY)
-	$(VENV)/bin/pkernfs lab image
+	$(VENV)/bin/pkernfs lab image --installed
 	$(PYTEST) $(WORKERS) $(SECOND_TRY) -v --timeout 1200 -m system tests/system
 
 test-passthrough: $(READY)
@@ -67,6 +68,10 @@ bench: $(READY)
 	$(VENV)/bin/python -m bench.ratios --part guests $(if $(filter quick,$(BENCH)),--rounds 1)
 	$(VENV)/bin/python -m bench.ratios --part size $(if $(filter quick,$(BENCH)),--rounds 1,--docs)
 	$(VENV)/bin/python -m bench $(if $(filter quick,$(BENCH)),--quick,--docs)
+
+N ?= 100
+soak: $(READY)
+	$(VENV)/bin/python -m bench.soak --rounds $(N)
 
 # Both come from the parser of the command line itself.
 man: $(READY)

@@ -68,7 +68,7 @@ def _make(target: Path) -> None:
     started = time.monotonic()
     root = target / "root"
     with step(f"build root with {_SOURCE}"):
-        image._mmdebstrap(root, _PACKAGES, (_SOURCE,))
+        image.mmdebstrap(root, _PACKAGES, (_SOURCE,))
     archive = next(root.glob(f"usr/src/{_SOURCE}*.tar.*"))
     with step("kernel with KHO and LUO"):
         _run(root, ["tar", "-C", "/usr/src", "-xf", f"/usr/src/{archive.name}"], started)

@@ -8,56 +8,13 @@ import re
 
 import pytest
 
-from pkernfs.lab import demo
+from pkernfs.lab import demo, tree
 from pkernfs.lab.machine import Machine
 from tests.conftest import HostFactory
 
 from . import tick
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
-
-# A tree with files around the borders of pages and blocks, and every kind of entry.
-_MAKE_TREE = r"""
-import os
-os.chdir("/mnt/pkernfs")
-os.makedirs("tree/a/b/c")
-os.makedirs("tree/a/with space")
-os.mkdir("tree/empty")
-def fill(path, size):
-    with open(path, "wb") as file:
-        file.write(os.urandom(size))
-for size in (0, 1, 4095, 4096, 4097, 2097151, 2097152, 2097153, 7340033):
-    fill(f"tree/a/{size}", size)
-fill("large", 40 << 20)
-with open("tree/sparse", "wb") as file:
-    file.truncate(9437184)
-    file.seek(9437181)
-    file.write(b"end")
-os.symlink("../a/4096", "tree/a/link")
-os.chmod("tree/a/1", 0o640)
-os.chown("tree/a/b", 12, 34)
-os.utime("tree/a/b/c", ns=(981_173_106_789_000_000, 981_173_106_789_000_001))
-for number in range(40):
-    fill(f"tree/a/b/file{number}", number)
-os.rename("tree/a/4097", "tree/renamed")
-os.remove("tree/a/b/file7")
-"""
-
-_DESCRIBE_TREE = r"""
-import hashlib, os, stat
-os.chdir("/mnt/pkernfs")
-paths = ["large"]
-for top, names, files in os.walk("tree"):
-    paths += [os.path.join(top, name) for name in names + files]
-for path in sorted(paths):
-    found = os.lstat(path)
-    content = os.readlink(path) if stat.S_ISLNK(found.st_mode) else ""
-    if stat.S_ISREG(found.st_mode):
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    owner = (found.st_uid, found.st_gid)
-    print(path, oct(found.st_mode), owner, found.st_size, found.st_mtime_ns, content)
-"""
 
 # Random bytes where the guest's own code never writes.
 _FILL_RAM = (
@@ -71,15 +28,11 @@ def _lines(host: Machine, script: str) -> list[str]:
     return host.sh(script).check().stdout.splitlines()
 
 
-def _python(host: Machine, script: str) -> list[str]:
-    return host.run(["python3", "-I", "-S", "-c", script]).check().stdout.splitlines()
-
-
 def test_an_update_keeps_files_guests_and_tells_the_truth(new_host: HostFactory) -> None:
     host = new_host(kernel="6.12")
-    _python(host, _MAKE_TREE)
-    tree = _python(host, _DESCRIBE_TREE)
-    assert len(tree) > 50
+    tree.make(host)
+    files = tree.describe(host)
+    assert len(files) > 50
     guests = [tick.start(host, "one", "32M"), tick.start(host, "two", "64M")]
     digests = [_lines(host, _FILL_RAM.format(guest.directory)) for guest in guests]
     before = [guest.count() for guest in guests]
@@ -98,7 +51,7 @@ def test_an_update_keeps_files_guests_and_tells_the_truth(new_host: HostFactory)
         assert count < after < count + 2000
         assert _lines(host, _DIGEST_RAM.format(guest.directory)) == digest
         guest.counts_on()
-    assert _python(host, _DESCRIBE_TREE) == tree
+    assert tree.describe(host) == files
     host.run(["pkernfs", "check"]).check()
     _check_report(host, kernels, boot_ids)
     _check_events(told, kernels)

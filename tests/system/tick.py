@@ -42,7 +42,8 @@ def image(every: int = 1) -> bytes:
 #: The one that prints each tick.
 IMAGE = image()
 
-_DISK = "/mnt/scratch/tick.img"
+#: Where the guests' disks and logs are, unless a test says otherwise.
+DISKS = "/mnt/scratch"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Tick:
     host: Machine
     name: str
     store: str = "/mnt/pkernfs"
+    disks: str = DISKS
 
     @property
     def directory(self) -> str:
@@ -60,7 +62,7 @@ class Tick:
 
     def count(self) -> int:
         """How far it has counted by now; 0 before it began."""
-        text = self.host.sh(f"tail -c 200 /mnt/scratch/{self.name}.log").check().stdout
+        text = self.host.sh(f"tail -c 200 {self.disks}/{self.name}.log").check().stdout
         lines = [line for line in text.splitlines()[1:-1] if len(line) == 8]
         return int(lines[-1], 16) if lines else 0
 
@@ -88,6 +90,7 @@ def start(
     store: str = "/mnt/pkernfs",
     arguments: Sequence[str] = (),
     program: Sequence[str] = ("pkernfs",),
+    disks: str = DISKS,
 ) -> Tick:
     """Start a counting guest and wait until it counts.
 
@@ -95,17 +98,19 @@ def start(
     :param store: where its files are then.
     :param arguments: more of QEMU's.
     :param program: what stands for ``pkernfs``.
+    :param disks: directory of the host for its disk and its log.
     """
-    (host.share / "tick.img").write_bytes(IMAGE)
-    host.sh(f"cp /mnt/share/tick.img {_DISK}; : >/mnt/scratch/{name}.log").check()
+    disk = f"{disks}/tick.img"
+    script = f"cat >{disk} && truncate -s {len(IMAGE)} {disk} && : >{disks}/{name}.log"
+    host.run(["sh", "-c", script], stdin=IMAGE.rstrip(b"\0")).check()
     own = [
         *("-cpu", "qemu64"),
-        *("-drive", f"file={_DISK},format=raw,if=ide,read-only=off,file.locking=off"),
-        *("-chardev", f"file,id=log,path=/mnt/scratch/{name}.log,append=on"),
+        *("-drive", f"file={disk},format=raw,if=ide,read-only=off,file.locking=off"),
+        *("-chardev", f"file,id=log,path={disks}/{name}.log,append=on"),
         *("-serial", "chardev:log"),
     ]
     command = [*program, "vm", "start", name, "--ram", ram, *options]
     host.run([*command, "--", *own, *arguments]).check()
-    guest = Tick(host, name, store)
+    guest = Tick(host, name, store, disks)
     guest.wait_count(3)
     return guest

@@ -42,6 +42,10 @@ _Iommu = Annotated[
 _Zeroed = Annotated[
     bool, typer.Option("--zeroed", help="Memory starts as zeros, not full of junk.")
 ]
+_Installed = Annotated[
+    bool,
+    typer.Option("--installed", help="An ordinary Debian host, by GRUB from a disk of its own."),
+]
 _NoStore = Annotated[bool, typer.Option("--no-store", help="Do not load and mount pkernfs.")]
 
 
@@ -59,20 +63,29 @@ def register(app: typer.Typer) -> None:
 
 def image(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make it anew.")] = False,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="And the disk of an installed host.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the Debian 13 host image, or say that it is there."""
     from pkernfs.lab import image as images
 
     made = images.host_image(rebuild=rebuild)
+    value = {"image": str(made.disk), "kernels": list(made.kernels)}
+    if installed:
+        from pkernfs.lab import installed as hosts
+
+        value["installed"] = str(hosts.disk(made, rebuild=rebuild).file)
     if as_json:
         import json
 
-        value = {"image": str(made.disk), "kernels": list(made.kernels)}
         print(json.dumps({"schema": "pkernfs-lab-image/1", **value}, indent=1))
         return
     print(f"image: {made.disk}")
     print(f"kernels: {' '.join(made.kernels)}")
+    if installed:
+        print(f"installed: {value['installed']}")
 
 
 def run(
@@ -88,13 +101,19 @@ def run(
     cpus: _Cpus = 1,
     iommu: _Iommu = "vtd",
     zeroed: _Zeroed = False,
+    installed: _Installed = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="Seconds for CMD.")] = 1800,
 ) -> None:
-    """Boot a host with pkernfs at /mnt/pkernfs, run CMD in it, exit with its status."""
+    """Boot a host with pkernfs at /mnt/pkernfs, run CMD in it, exit with its status.
+
+    With --installed nothing is done for pkernfs but installing it: no range, no store.
+    """
     from pkernfs.lab import session
 
     layout = _layout(region, ram, nodes)
-    config = _config(kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed)
+    config = _config(
+        kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed, installed
+    )
     sys.exit(session.run_command(config, command, timeout))
 
 
@@ -110,12 +129,16 @@ def shell(
     cpus: _Cpus = 1,
     iommu: _Iommu = "vtd",
     zeroed: _Zeroed = False,
+    installed: _Installed = False,
 ) -> None:
     """Boot a host and work in it. Survives a live update; the host ends with the shell."""
     from pkernfs.lab import session
 
     layout = _layout(region, ram, nodes)
-    session.shell(_config(kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed))
+    config = _config(
+        kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed, installed
+    )
+    session.shell(config)
 
 
 def demo(
@@ -163,6 +186,7 @@ def _config(
     cpus: int,
     iommu: str,
     zeroed: bool,
+    installed: bool,
 ) -> HostConfig:
     from pkernfs.lab.machine import HostConfig
 
@@ -178,4 +202,5 @@ def _config(
         cpus=cpus,
         iommu=iommu,
         zeroed=zeroed,
+        installed=installed,
     )

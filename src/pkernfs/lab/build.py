@@ -53,7 +53,7 @@ def module_dirs(tree: Path) -> tuple[Path, ...]:
     return tuple(sorted(folders, key=lambda folder: (folder.name != "fs", folder.name)))
 
 
-def _sources(tree: Path) -> list[Path]:
+def sources(tree: Path) -> list[Path]:
     """What the modules are made of: their directories, and headers that they share."""
     found = set(tree.glob("*.h"))
     for folder in module_dirs(tree):
@@ -71,7 +71,7 @@ def modules(tree: Path | None = None) -> Modules:
     """
     tree = tree or Path(os.environ.get("PKERNFS_KERNEL_TREE", source_tree() / "kernel"))
     tools = image.toolchain()
-    files = _sources(tree)
+    files = sources(tree)
     key = cache.digest(
         [
             tools.key,
@@ -92,7 +92,7 @@ def _workspace(tools: image.Toolchain, tree: Path, version: str) -> Iterator[Pat
     """A copy of the sources inside the build root."""
     place = tools.root / "build" / f"{os.getpid()}-{version}"
     cache.remove_tree(place)
-    for file in _sources(tree):
+    for file in sources(tree):
         copy = place / file.relative_to(tree)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

@@ -66,7 +66,13 @@ def remove_tree(path: Path) -> None:
 
 
 def artifact(
-    kind: str, key: str, build: Callable[[Path], None], *, rebuild: bool = False, keep: int = 4
+    kind: str,
+    key: str,
+    build: Callable[[Path], None],
+    *,
+    rebuild: bool = False,
+    keep: int = 4,
+    in_use: float = _IN_USE_S,
 ) -> Path:
     """The directory ``kind/key`` of the cache, built by ``build`` if it is not there.
 
@@ -74,6 +80,7 @@ def artifact(
     :param rebuild: throw away what is there.
     :param keep: how many artifacts of this kind stay, the most recently used ones, and
         whatever was asked for in the last hours.
+    :param in_use: what counts as the last hours, seconds.
     """
     home = cache_root() / kind
     target = home / key
@@ -91,15 +98,15 @@ def artifact(
                 raise
             partial.rename(target)
         os.utime(target)
-    _prune(home, keep)
+    _prune(home, keep, in_use)
     return target
 
 
-def _prune(home: Path, keep: int) -> None:
+def _prune(home: Path, keep: int, in_use: float) -> None:
     done = [path for path in home.iterdir() if path.is_dir() and path.suffix != ".partial"]
     times = {path: path.stat().st_mtime for path in done}
     for path in sorted(done, key=lambda path: times[path], reverse=True)[keep:]:
-        if times[path] > time.time() - _IN_USE_S:
+        if times[path] > time.time() - in_use:
             continue
         # Renamed first: what is half removed must not look finished.
         doomed = path.rename(path.with_name(f"{path.name}.partial"))

@@ -138,6 +138,11 @@ def adopt_under_load(host: Machine, source: FrameSource, transmit: int) -> None:
     wait_log(host, name, '"ready"')
 
 
+def forget_frames(host: Machine) -> None:
+    """Remove what the receivers wrote, once they have ended: a new one begins anew."""
+    host.sh(f"rm -f {RINGS} {RINGS}.*").check()
+
+
 def stop_receiver(host: Machine) -> None:
     """End the receiver, and with it the device's DMA."""
     host.sh("pkill -TERM -f '[p]kernfs.vfio.receiver'").check()

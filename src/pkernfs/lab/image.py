@@ -43,14 +43,14 @@ _HOST = (
     "systemd",
     "systemd-sysv",
 )
-_HOST_BACKPORTS = ("qemu-system-data", "qemu-system-x86", "seabios")
+HOST_BACKPORTS = ("qemu-system-data", "qemu-system-x86", "seabios")
 #: What a host of the second image has on top: what Debian's installer puts onto a server
 #: that runs systemd, and libvirt. Apart, because few tests need it and every boot reads it.
 _FULL = ("dbus", "libpam-systemd")
 _FULL_BACKPORTS = ("libvirt-clients", "libvirt-daemon-driver-qemu", "libvirt-daemon-system")
 #: Never unpacked: nobody reads them in a lab, and a smaller image is copied sooner.
 #: The postinst.d script would make an initrd for minutes that the lab never boots.
-_EXCLUDED = (
+EXCLUDED = (
     "/usr/share/doc/*",
     "/usr/share/info/*",
     "/usr/share/locale/*",
@@ -116,7 +116,7 @@ def _version_key(version: str) -> list[int]:
 
 def toolchain(*, rebuild: bool = False) -> Toolchain:
     """The build root, from the cache or made now (about 80 s and 700 MB)."""
-    key = cache.digest([_RECIPE, *_TOOLCHAIN, "|", *_TOOLCHAIN_BACKPORTS, *_EXCLUDED])
+    key = cache.digest([_RECIPE, *_TOOLCHAIN, "|", *_TOOLCHAIN_BACKPORTS, *EXCLUDED])
     home = cache.artifact("toolchain", key, _make_toolchain, rebuild=rebuild, keep=1)
     root = home / "root"
     kernels = sorted((p.name for p in (root / "lib/modules").iterdir()), key=_version_key)
@@ -125,7 +125,7 @@ def toolchain(*, rebuild: bool = False) -> Toolchain:
 
 def _make_toolchain(target: Path) -> None:
     with step("build root: Debian 13 with compiler and kernel headers"):
-        _mmdebstrap(target / "root", _TOOLCHAIN, _TOOLCHAIN_BACKPORTS)
+        mmdebstrap(target / "root", _TOOLCHAIN, _TOOLCHAIN_BACKPORTS)
 
 
 def host_image(*, full: bool = False, rebuild: bool = False) -> HostImage:
@@ -135,13 +135,13 @@ def host_image(*, full: bool = False, rebuild: bool = False) -> HostImage:
     """
     kernels = toolchain(rebuild=rebuild).kernels
     packages = _HOST + (_FULL if full else ())
-    backports = _HOST_BACKPORTS + (_FULL_BACKPORTS if full else ())
-    parts = [_RECIPE, *packages, "|", *backports, *_EXCLUDED, *kernels, modtree.RECIPE]
+    backports = HOST_BACKPORTS + (_FULL_BACKPORTS if full else ())
+    parts = [_RECIPE, *packages, "|", *backports, *EXCLUDED, *kernels, modtree.RECIPE]
 
     def make(target: Path) -> None:
         with step(f"host image: Debian 13 with kernels {' and '.join(kernels)}"):
             images = tuple(f"linux-image-{version}" for version in kernels)
-            _mmdebstrap(target / "root", packages, (*backports, *images))
+            mmdebstrap(target / "root", packages, (*backports, *images))
             for version in kernels:
                 modtree.slim(target / "root", version)
             make_ext4(target / "root", target / "root.ext4", label="host")
@@ -151,20 +151,30 @@ def host_image(*, full: bool = False, rebuild: bool = False) -> HostImage:
     return HostImage(home / "root", home / "root.ext4", kernels)
 
 
-def _mmdebstrap(root: Path, packages: Sequence[str], from_backports: Sequence[str]) -> None:
+def mmdebstrap(
+    root: Path,
+    packages: Sequence[str],
+    from_backports: Sequence[str],
+    *,
+    variant: str = "apt",
+    excluded: Sequence[str] = EXCLUDED,
+) -> None:
     """Run mmdebstrap into ``root``, its progress shown as lines of the lab.
 
     :param packages: from the newest suite but backports.
     :param from_backports: installed afterwards with backports preferred.
+    :param variant: mmdebstrap's name for what is installed beside them.
+    :param excluded: patterns of files that are not unpacked.
+    :raises PkernfsError: it failed; its last lines are printed.
     """
     if shutil.which("mmdebstrap") is None or os.geteuid() != 0:
         raise PkernfsError("making an image needs root and mmdebstrap", "run make demo as root")
     suites = mirror.sources()
     extra = ["chroot", '"$1"', "apt-get", "install", "--yes", "--quiet"]
     extra += ["--target-release", mirror.BACKPORTS, *from_backports]
-    command = ["mmdebstrap", "--mode=root", "--variant=apt"]
+    command = ["mmdebstrap", "--mode=root", f"--variant={variant}"]
     command += ["--aptopt=APT::Install-Recommends false", "--aptopt=Acquire::Retries 3"]
-    command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
+    command += [f"--dpkgopt=path-exclude={pattern}" for pattern in excluded]
     command += [f"--include={','.join(packages)}", f"--customize-hook={' '.join(extra)}"]
     command += [mirror.RELEASE, str(root), *(source.line for source in suites)]
     _run_shown(command)

@@ -19,7 +19,8 @@ from pkernfs.lab.progress import step
 
 _PACKAGE_HOME = "usr/lib/pkernfs"
 _LAB_HOME = "usr/lib/pkernfs-lab"
-_PYTHON = "3.13"
+#: The image's Python.
+PYTHON = "3.13"
 _COMMAND = f"""#!/usr/bin/python3 -IS
 # SPDX-License-Identifier: GPL-2.0-only
 import sys
@@ -86,19 +87,20 @@ def dependencies() -> Path:
     def make(target: Path) -> None:
         with step("Python packages of the host"):
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target)]
-            command += ["--python-version", _PYTHON, "--only-binary=:all:", "--no-compile"]
-            command += _requirements(project)
+            command += ["--python-version", PYTHON, "--only-binary=:all:", "--no-compile"]
+            command += requirements(project)
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise PkernfsError(
                     f"pip failed: {done.stderr.strip()}", "is the package index reachable?"
                 )
 
-    key = cache.digest([_PYTHON, *_requirements(project)])
+    key = cache.digest([PYTHON, *requirements(project)])
     return cache.artifact("wheels", key, make, keep=2)
 
 
-def _requirements(project: Path) -> list[str]:
+def requirements(project: Path) -> list[str]:
+    """What the package depends on, by its pyproject.toml."""
     import tomllib
 
     data = tomllib.loads(project.read_text())

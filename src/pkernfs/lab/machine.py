@@ -38,6 +38,8 @@ from pkernfs.lab.progress import say
 
 #: Emulated, on a busy machine, with systemd: minutes, not seconds.
 _BOOT_TIMEOUT_S = 300.0
+#: A boot loader that reads by the firmware, and an initrd for every machine: twice that.
+_INSTALLED_TIMEOUT_S = 600.0
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
@@ -61,6 +63,9 @@ class HostConfig:
         machine has; None: all of it. What is never touched takes nothing.
     :ivar iommu: which IOMMU it has, a name of qemu.IOMMUS.
     :ivar zeroed: memory starts as zeros, not full of what others left in it.
+    :ivar installed: an ordinary Debian host with pkernfs, see pkernfs.lab.installed: from a disk
+        of its own by GRUB, which starts 6.12; no region yet, no share, no scratch disk, and the
+        boot line is the one on that disk. What it writes there stays until the host ends.
     :ivar cpus: virtual processors. One where guests run under KVM: with more, QEMU emulates them
         in threads of their own, and nested KVM in several of them panics the host under load,
         without our modules ("corrupted stack end"). QEMU 7.2 also lost breakpoints then
@@ -82,6 +87,7 @@ class HostConfig:
     used: int | None = None
     zeroed: bool = False
     iommu: str = "vtd"
+    installed: bool = False
 
     def __post_init__(self) -> None:
         if self.iommu not in qemu.IOMMUS:
@@ -90,6 +96,13 @@ class HostConfig:
             )
         if self.cpus < 1:
             raise UsageError("a host has at least one processor", "for example --cpus 2")
+        if self.installed and (
+            self.append or self.systemd or self.units or self.full or self.share
+        ):
+            raise UsageError(
+                "an installed host has what is on its disk: it boots that, and has no share",
+                "change its boot line from within, by /etc/default/grub and update-grub",
+            )
 
 
 def _die_with_parent() -> None:
@@ -119,15 +132,35 @@ def _ram_home(size: int) -> Path:
 class Machine:
     """A running virtual host. A context manager; see the module's description."""
 
-    def __init__(self, config: HostConfig | None = None, *, on: Stack | None = None) -> None:
+    def __init__(
+        self,
+        config: HostConfig | None = None,
+        *,
+        on: Stack | None = None,
+        disk: qemu.Disk | None = None,
+    ) -> None:
         self.config = config or HostConfig()
         self.stack = on or stack()
+        self._disk = disk
         self.version = self.stack.host.kernel(self.config.kernel)
+        if self.config.installed and disk is None:
+            self._disk = self._installed_disk()
         self._undo = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._seen = 0
         self._allowed: list[str] = []
         self.boot_seconds = 0.0
+
+    def _installed_disk(self) -> qemu.Disk:
+        from pkernfs.lab import installed
+
+        first = self.stack.host.kernels[0]
+        if self.version != first:
+            raise UsageError(
+                f"an installed host starts {first}",
+                "another one from within: grub-set-default, and reboot",
+            )
+        return installed.disk(self.stack.host)
 
     def __enter__(self) -> Machine:
         try:
@@ -193,13 +226,25 @@ class Machine:
         """Run a shell script in the host; see :meth:`run`."""
         return self.run(["sh", "-c", script], timeout=timeout)
 
-    def wait_reboot(self, timeout: float = _BOOT_TIMEOUT_S) -> Hello:
+    def wait_reboot(self, timeout: float | None = None) -> Hello:
         """Wait for the host's next kernel, the one after the last that was waited for.
 
-        :param timeout: seconds.
+        :param timeout: seconds; None: what such a host may take.
         :raises PkernfsError: it did not come up, or its setup failed.
         """
         return self._wait_boot(self._seen + 1, timeout)
+
+    def wait_off(self, timeout: float = _BOOT_TIMEOUT_S) -> None:
+        """Wait until the host has switched itself off.
+
+        :param timeout: seconds.
+        :raises PkernfsError: it did not.
+        """
+        assert self._process is not None
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise PkernfsError(f"the host is not off after {timeout:.0f} s") from error
 
     def upload(self, source: Path, name: str | None = None) -> str:
         """Put a file into the share; its path inside the host."""
@@ -276,6 +321,7 @@ class Machine:
             ram=self.ram_file,
             share=self.share,
             lines={name: theirs.fileno() for name, (_, theirs) in pairs.items()},
+            disk=self._disk,
         )
         self.started = time.monotonic()
         with (self.logs / "qemu.log").open("wb") as log:
@@ -304,7 +350,9 @@ class Machine:
         self._process.kill()
         self._process.wait()
 
-    def _wait_boot(self, count: int, timeout: float = _BOOT_TIMEOUT_S) -> Hello:
+    def _wait_boot(self, count: int, timeout: float | None = None) -> Hello:
+        if timeout is None:
+            timeout = _INSTALLED_TIMEOUT_S if self.config.installed else _BOOT_TIMEOUT_S
         hello = self.link.wait_hello(count, timeout, self._alive)
         self._seen = count
         if count == 1:

@@ -53,11 +53,26 @@ def ram_file(first: Path, node: int) -> Path:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """An installed host's own disk.
+
+    :ivar keep: what the host writes is still there when its QEMU has ended; otherwise the
+        file stays as it is.
+    :ivar start: kernel, initrd and boot line to start without the boot loader on it.
+    """
+
+    file: Path
+    keep: bool = False
+    start: tuple[Path, Path, str] | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that goes into the command line.
 
     :ivar program: the emulator, and what always goes with it.
     :ivar lines: inherited socket descriptors by name, see LINES.
+    :ivar disk: what an installed host boots from, in the place of all others.
     """
 
     config: HostConfig
@@ -70,13 +85,14 @@ class Plan:
     ram: Path
     share: Path
     lines: Mapping[str, int]
+    disk: Disk | None = None
 
     def command(self) -> list[str]:
         """The command, program first."""
         config = self.config
         return [
             *self.program,
-            *("-nodefaults", "-no-user-config", "-no-reboot"),
+            *("-nodefaults", "-no-user-config"),
             *("-display", "none", "-vga", "none", "-nic", "none"),
             *("-machine", self._machine() + ("" if config.layout.nodes else ",memory-backend=ram")),
             *("-accel", "tcg,thread=multi"),
@@ -86,16 +102,34 @@ class Plan:
             *self._ram(),
             # Before any device that it translates for.
             *("-device", self._iommu()),
+            *self._serial_lines(),
+            *(self._installed(self.disk) if self.disk else self._lab()),
+            *config.extra,
+        ]
+
+    def _lab(self) -> list[str]:
+        """What a host of the lab's own boots from."""
+        return [
+            "-no-reboot",
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
             *("-append", self.boot_line()),
-            *self._serial_lines(),
             *self._disk("base", self.base, readonly=True),
             *self._disk("layer", self.layer, readonly=True),
             *self._disk("scratch", self.scratch, readonly=False),
             *("-fsdev", f"local,id=share,path={self.share},security_model=none,multidevs=remap"),
             *("-device", "virtio-9p-pci,fsdev=share,mount_tag=share"),
-            *config.extra,
         ]
+
+    def _installed(self, disk: Disk) -> list[str]:
+        """What an installed host boots from: its disk, again and again, by its boot loader."""
+        # unsafe: who dies with the lab needs no flush; a snapshot is a file without a name.
+        drive = f"if=none,id=disk,format=raw,file={disk.file},cache=unsafe"
+        drive += "" if disk.keep else ",snapshot=on"
+        words = ["-drive", drive, "-device", "virtio-blk-pci,drive=disk,serial=disk"]
+        if disk.start is None:
+            return words
+        kernel, initrd, line = disk.start
+        return [*words, "-kernel", str(kernel), "-initrd", str(initrd), "-append", line]
 
     def boot_line(self) -> str:
         """The first kernel's boot line."""

@@ -17,7 +17,7 @@ from pkernfs.lab.emulator import SETTING, emulator
 from pkernfs.lab.image import HostImage
 from pkernfs.lab.machine import HostConfig
 from pkernfs.lab.memory import GIB, MIB, Layout, leave_junk
-from pkernfs.lab.qemu import IOMMUS, LINES, Plan
+from pkernfs.lab.qemu import IOMMUS, LINES, Disk, Plan
 
 
 def test_default_layout_has_the_region_at_four_gib() -> None:
@@ -117,13 +117,14 @@ def test_kernels_are_named_by_their_beginning() -> None:
         image.pick_kernel(kernels, "6")
 
 
-def _plan(config: HostConfig) -> Plan:
+def _plan(config: HostConfig, disk: Disk | None = None) -> Plan:
     names = ("kernel", "initrd", "base", "layer", "scratch", "ram", "share")
     files = {name: Path("/", name) for name in names}
     return Plan(
         config=config,
         program=("qemu",),
         lines={n: i for i, n in enumerate(LINES, start=10)},
+        disk=disk,
         **files,
     )
 
