@@ -5,6 +5,9 @@
 # make test       all tests but those of the next line, 30 to 60 minutes on 2 cores
 # make test-passthrough  guests with a passed-through network card, 6 minutes if the card does not fail
 # make test-system  the ones in virtual hosts
+# make test-debug  filesystem and devices on a kernel that checks itself (KASAN, lockdep, kmemleak),
+#                 and allocations that fail, each in turn: an hour or two on 2 cores; the first
+#                 time that kernel is built, half an hour more
 # make test-unit  the ones without a virtual host, a minute or two
 # make lint       ruff and mypy
 # make man        manual pages, in build/man
@@ -31,7 +34,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # summary names it; an assertion that fails counts at once.
 SECOND_TRY := --reruns 1 --rerun-except AssertionError --rerun-except "^assert" -rR
 
-.PHONY: demo demo-passthrough test test-unit test-system test-passthrough native lint man install-docs install-units bench soak clean
+.PHONY: demo demo-passthrough test test-unit test-system test-passthrough test-debug native lint man install-docs install-units bench soak clean
 
 demo: $(READY)
 	$(VENV)/bin/pkernfs lab demo
@@ -53,6 +56,14 @@ test-system: $(READY)
 test-passthrough: $(READY)
 	$(VENV)/bin/pkernfs lab image
 	$(PYTEST) -v -rR --timeout 1800 -m passthrough tests/system/test_passthrough.py
+
+# What runs on it: these files, and of test_handover.py one update under DMA.
+ON_DEBUG := $(addprefix tests/system/,test_debug.py test_filesystem.py test_vfio.py test_devices.py \
+	test_handover.py::test_no_frame_is_lost)
+
+test-debug: $(READY)
+	$(VENV)/bin/python -m pkernfs.lab.debug_kernel
+	PKERNFS_TEST_KERNELS=debug $(PYTEST) $(WORKERS) -v --durations 12 -m "system or debug" $(ON_DEBUG)
 
 # Before the tests, whose workers would build it at the same time.
 native:

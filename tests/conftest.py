@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 
 from pkernfs.errors import PkernfsError
+from pkernfs.lab.debug_kernel import SLOWDOWN
+from pkernfs.lab.image import DEBUG
 from pkernfs.lab.machine import HostConfig, Machine
+from tests.kernels import KERNELS
 
 HostFactory = Callable[..., Machine]
 _KERNELS = ("6.12", "7.3")
 _TAIL_LINES = 40
+#: How long a test may take that says nothing of it, as in the Makefile.
+_TIMEOUT_S = 1200
 #: Hosts that run now, for the kernel log in the report of a failed test.
 _running: list[Machine] = []
 
@@ -46,6 +51,16 @@ def _watched(machine: Machine) -> Iterator[Machine]:
             yield machine
         finally:
             _running.remove(machine)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests on the debug kernel as much more time as the lab gives its host."""
+    if DEBUG not in KERNELS:
+        return
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        limit = own.args[0] if own else _TIMEOUT_S
+        item.add_marker(pytest.mark.timeout(limit * SLOWDOWN), append=False)
 
 
 @pytest.hookimpl(wrapper=True)

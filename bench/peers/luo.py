@@ -18,7 +18,7 @@ LINK = "/run/bench-ram"
 WORDS = ("kho=on", "liveupdate=on")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _OtherKernel(HostImage):
     """The lab's host image with another kernel."""
 
@@ -35,7 +35,7 @@ def luo_stack() -> Stack:
     """
     usual = stack()
     host, built = usual.host, luo_kernel.kernel()
-    return Stack(_OtherKernel(host.root, host.disk, host.kernels, built.image), usual.layer)
+    return Stack(_OtherKernel(host.root, host.disk, host.kernels, other=built.image), usual.layer)
 
 
 def upload_kernel(stage: Stage) -> None:

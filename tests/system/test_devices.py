@@ -17,6 +17,7 @@ from pkernfs.lab import devices
 from pkernfs.lab.machine import HostConfig, Machine, poll
 from pkernfs.lab.memory import HIGH_START, Layout
 from tests.answers import answers
+from tests.kernels import FIRST, KERNELS, NEXT, successor
 
 from . import device_host as on
 
@@ -42,7 +43,7 @@ def edu_host(kernel: str, *append: str, allowed: tuple[str, ...] = (), nodes: in
     )
 
 
-@pytest.fixture(params=["6.12", "7.3"])
+@pytest.fixture(params=KERNELS)
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
     with edu_host(request.param) as machine:
         yield machine
@@ -71,7 +72,7 @@ def refusal(host: Machine, command: str) -> str:
 
 def test_taken_over_step_by_step(host: Machine) -> None:
     in_use(host)
-    on.update(host, "7.3" if host.config.kernel == "6.12" else "6.12")
+    on.update(host, successor(host.config.kernel))
     other = devices.poke_edu(host, on.OTHER, "all")
     assert (other["master"], other["landed"]) == (False, False)
     poll(lambda: bool(devices.faults(host, on.OTHER)), 20, "a fault of the device that is cut off")
@@ -104,7 +105,7 @@ def test_taken_over_step_by_step(host: Machine) -> None:
     assert len(devices.faults(host, on.EDU)) == 1
 
 
-@pytest.mark.parametrize("kernel", ["6.12", "7.3"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_switched_on_demand(kernel: str) -> None:
     """Two devices in one VFIO container, as those of one guest; its memory in a second store."""
     file = "/mnt/pkernfs-node1/edu"
@@ -239,10 +240,10 @@ def test_an_unknown_kernel(host: Machine) -> None:
 )
 def test_an_unknown_kernel_inherits_a_device() -> None:
     """The host boots and mounts; the device works on until a module that fits cuts it off."""
-    with edu_host("6.12") as host:
+    with edu_host(FIRST) as host:
         in_use(host)
         with pytest.raises(PkernfsError, match="taking devices over"):
-            on.update(host, "7.3", "--append", "pkernfs_dma.require=no_such_function")
+            on.update(host, NEXT, "--append", "pkernfs_dma.require=no_such_function")
         assert on.kernel_says(host, "refused: this kernel has no no_such_function")
         assert host.sh("stat -c %s /mnt/pkernfs/edu").check().stdout.strip() == str(64 << 20)
         assert devices.poke_edu(host, on.EDU)["landed"] is True
@@ -267,10 +268,10 @@ def test_no_other_vfio_than_groups_and_containers(host: Machine) -> None:
 def test_others_are_as_on_a_stock_kernel() -> None:
     """A kexec by somebody else, and a crash, even with a hand-over armed."""
     expected = ("sysrq", "Kernel panic - not syncing: sysrq triggered crash")
-    with edu_host("6.12", "crashkernel=512M", allowed=expected) as host:
+    with edu_host(FIRST, "crashkernel=512M", allowed=expected) as host:
         in_use(host)
         host.sh("echo 1 >/sys/fs/pkernfs_dma/arm").check()
-        on.load(host, "-l", "7.3")
+        on.load(host, "-l", NEXT)
         assert host.sh("kexec -e").status is None
         host.wait_reboot()
         assert on.kernel_says(host, "not handed over: this kexec is not by the process that armed")
@@ -280,7 +281,7 @@ def test_others_are_as_on_a_stock_kernel() -> None:
 
         in_use(host)
         host.sh("echo 1 >/sys/fs/pkernfs_dma/arm").check()
-        on.load(host, "-p", "7.3")
+        on.load(host, "-p", NEXT)
         host.sh("(sleep 0.2; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
         host.wait_reboot()
         assert not on.kernel_says(host, "pkernfs_dma: handed over")

@@ -14,13 +14,13 @@ import pytest
 
 from pkernfs.lab.machine import HostConfig, Machine
 from pkernfs.lab.memory import Layout
+from tests.kernels import KERNELS
 
 from .fs_scripts import run as checks
 from .fs_scripts.common import CHECKS, REGION
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
-KERNELS = ("6.12", "7.3")
 SCRIPTS = Path(__file__).parent / "fs_scripts"
 
 

@@ -14,6 +14,7 @@ from pkernfs.lab.devices import NIC, Proof
 from pkernfs.lab.frame_report import BETWEEN_KERNELS, DeviceReport
 from pkernfs.lab.frames import Wire
 from pkernfs.lab.machine import HostConfig, Machine
+from tests.kernels import KERNELS, successor
 
 from . import device_host as on
 
@@ -37,7 +38,7 @@ def check(entry: DeviceReport, updates: int) -> None:
     assert not entry.faults
 
 
-@pytest.mark.parametrize(("before", "after"), [("6.12", "7.3"), ("7.3", "6.12")])
+@pytest.mark.parametrize(("before", "after"), [(kernel, successor(kernel)) for kernel in KERNELS])
 def test_no_frame_is_lost(tmp_path: Path, before: str, after: str) -> None:
     wire = Wire(tmp_path)
     proof = Proof(wire, tmp_path / "frames")

@@ -22,6 +22,7 @@ from pkernfs.lab.frames import FrameSource, Wire
 from pkernfs.lab.machine import HostConfig, Machine, poll
 from pkernfs.vfio.e1000e_regs import INT_RXT0
 from pkernfs.vfio.landings import Landing
+from tests.kernels import KERNELS
 
 pytestmark = pytest.mark.system
 #: Where the package lies in a host.
@@ -40,7 +41,7 @@ def wire(tmp_path: Path) -> Wire:
     return Wire(tmp_path)
 
 
-@pytest.fixture(params=["6.12", "7.3"])
+@pytest.fixture(params=KERNELS)
 def host(request: pytest.FixtureRequest, wire: Wire) -> Iterator[Machine]:
     """A host with an e1000e behind a root port, and an edu device, both behind the IOMMU."""
     nic = ("-device", "e1000e,netdev=nic0,bus=rp0,mac=52:54:00:12:34:56")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pkernfs.lab.memory import Layout
 
 _Kernel = Annotated[
-    str, typer.Option("--kernel", metavar="NAME", help="Kernel to boot: 6.12 or 7.3.")
+    str, typer.Option("--kernel", metavar="NAME", help="Kernel to boot: 6.12, 7.3, or debug.")
 ]
 _Region = Annotated[
     str, typer.Option("--region", metavar="SIZE", help="Size of the range for pkernfs; 0: none.")

@@ -61,8 +61,10 @@ def sources(tree: Path) -> list[Path]:
     return sorted(path for path in found if ".mod." not in path.name)
 
 
-def modules(tree: Path | None = None) -> Modules:
+def modules(tree: Path | None = None, tools: image.Toolchain | None = None) -> Modules:
     """The modules of ``tree`` (default: ``kernel/`` here) for all kernels of the build root.
+
+    :param tools: another build root than that of Debian's kernels.
 
     The environment variable PKERNFS_KERNEL_TREE names another default, such as the
     ``kernel/`` of an older checkout.
@@ -70,7 +72,7 @@ def modules(tree: Path | None = None) -> Modules:
     :raises PkernfsError: the compiler refused something; its output is in the error.
     """
     tree = tree or Path(os.environ.get("PKERNFS_KERNEL_TREE", source_tree() / "kernel"))
-    tools = image.toolchain()
+    tools = tools or image.toolchain()
     files = sources(tree)
     key = cache.digest(
         [

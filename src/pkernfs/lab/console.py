@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pkernfs.errors import PkernfsError
+from pkernfs.lab.patience import patient
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Console:
         :raises PkernfsError: it did not come in time.
         """
         test = wanted if callable(wanted) else _matcher(wanted)
-        deadline = time.monotonic() + timeout
+        limit = patient(timeout)
+        deadline = time.monotonic() + limit
         index = start
         while True:
             with self._changed:
@@ -97,7 +99,7 @@ class Console:
             if (closed and not fresh) or time.monotonic() > deadline:
                 sought = "such line" if callable(wanted) else f"line like {wanted!r}"
                 raise PkernfsError(
-                    f"{self._log.name}: no {sought} within {timeout:.0f} s",
+                    f"{self._log.name}: no {sought} within {limit:.0f} s",
                     f"the log is {self._log}",
                 )
 

@@ -58,6 +58,8 @@ EXCLUDED = (
     "/etc/kernel/postinst.d/initramfs-tools",
 )
 _RECIPE = "1"
+#: The name of the lab's debug kernel, and how its full version ends (debug.config).
+DEBUG = "debug"
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,30 @@ class Toolchain:
 
 
 @dataclass(frozen=True)
+class BuiltKernel:
+    """A kernel of the lab's own (debug_kernel.py).
+
+    :ivar release: what ``uname -r`` says in it.
+    :ivar image: its bzImage.
+    :ivar root: a root with its tree of modules, and a compiler for more of them.
+    """
+
+    release: str
+    image: Path
+    root: Path
+
+
+@dataclass(frozen=True)
 class HostImage:
-    """The virtual host's root, as a directory to take files from and as an ext4 image."""
+    """The virtual host's root, as a directory to take files from and as an ext4 image.
+
+    :ivar built: kernels beside those of the distribution; ``kernels`` has them too.
+    """
 
     root: Path
     disk: Path
     kernels: tuple[str, ...]
+    built: tuple[BuiltKernel, ...] = ()
 
     @property
     def key(self) -> str:
@@ -94,17 +114,37 @@ class HostImage:
         return pick_kernel(self.kernels, name)
 
     def vmlinuz(self, version: str) -> Path:
-        """The stock kernel image of a full version."""
-        return self.root / "boot" / f"vmlinuz-{version}"
+        """The kernel image of a full version."""
+        built = self._built(version)
+        return built.image if built else self.root / "boot" / f"vmlinuz-{version}"
+
+    def module_root(self, version: str) -> Path:
+        """The root that has the modules of a full version."""
+        built = self._built(version)
+        return built.root if built else self.root
+
+    def _built(self, version: str) -> BuiltKernel | None:
+        return next((kernel for kernel in self.built if kernel.release == version), None)
+
+
+def is_debug(name: str) -> bool:
+    """Is this the name, or the full version, of the debug kernel?"""
+    return name == DEBUG or name.endswith(f"-{DEBUG}")
 
 
 def pick_kernel(kernels: Sequence[str], name: str) -> str:
     """The one of ``kernels`` (full versions) that is, or begins with, ``name``.
 
+    The debug kernel is meant by ``debug`` only, or its full version.
+
     :raises UsageError: none or several do.
     """
     found = [version for version in kernels if version == name]
-    found = found or [version for version in kernels if f"{version}.".startswith(f"{name}.")]
+    if name == DEBUG:
+        found = [version for version in kernels if is_debug(version)]
+    elif not found:
+        stock = [version for version in kernels if not is_debug(version)]
+        found = [version for version in stock if f"{version}.".startswith(f"{name}.")]
     if len(found) != 1:
         raise UsageError(f"no kernel named {name!r} in the lab", f"there are: {', '.join(kernels)}")
     return found[0]

@@ -27,7 +27,9 @@ def host_initrd(image: HostImage, version: str, store: Path) -> bytes:
         *busybox(image, _APPLETS),
     ]
     entries += modules(image, version, _MODULES)
-    entries += modules(image, version, _HOST_MODULES, order="host")
+    # A kernel of the lab's own has built in what it has at all.
+    own = any(kernel.release == version for kernel in image.built)
+    entries += modules(image, version, () if own else _HOST_MODULES, order="host")
     entries.append(cpio.copy(store, "modules/pkernfs.ko"))
     entries += [cpio.Entry(name, 0o040755) for name in _FOLDERS]
     return cpio.archive(entries)
@@ -46,6 +48,6 @@ def modules(
     image: HostImage, version: str, names: tuple[str, ...], order: str = "order"
 ) -> list[cpio.Entry]:
     """Module files under ``modules/``, and their order of loading in the file ``order`` there."""
-    files = modtree.needed(image.root, version, names)
+    files = modtree.needed(image.module_root(version), version, names)
     listed = cpio.text(f"modules/{order}", " ".join(path.name for path in files) + "\n")
     return [listed, *(cpio.copy(path, f"modules/{path.name}") for path in files)]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
-from pkernfs.lab import build, cache, guests, image, initrd, modtree
+from pkernfs.lab import build, cache, debug_kernel, guests, image, initrd, modtree
 from pkernfs.lab.paths import source_tree
 from pkernfs.lab.progress import step
 
@@ -52,25 +53,35 @@ def initrd_name(version: str) -> str:
     return f"pkernfs-lab-initrd-{version}"
 
 
-def stack() -> Stack:
-    """Image and layer of the sources as they are now."""
+def stack(*, debug: bool = False) -> Stack:
+    """Image and layer of the sources as they are now.
+
+    :param debug: with the lab's debug kernel beside Debian's.
+    """
     host = image.host_image()
-    modules = build.modules()
+    modules = [build.modules()]
+    if debug:
+        kernel = debug_kernel.kernel()
+        modules.append(build.modules(tools=debug_kernel.toolchain(kernel)))
+        host = replace(host, kernels=(*host.kernels, kernel.release), built=(kernel,))
     wheels = dependencies()
     guest_files = guests.build(host)
     package = source_tree() / "src" / "pkernfs"
     units = source_tree() / "packaging" / "systemd"
+    built_for = [built.home.name for built in modules]
     key = cache.digest(
-        [host.key, modules.home.name, wheels.name, guest_files.name, package, units, _COMMAND]
+        [host.key, *built_for, wheels.name, guest_files.name, package, units, _COMMAND]
     )
 
     def make(target: Path) -> None:
         with step("layer with modules and package"):
             tree = target / "tree"
-            _install_modules(host, modules, tree)
+            files = {version: built.of(version) for built in modules for version in built.kernels}
+            _install_modules(host, files, tree)
             _install_package(package, wheels, tree)
             _install_units(tree)
-            _install_lab(host, modules, guest_files, tree)
+            _install_lab(host, files, guest_files, tree)
+            _install_built(host, tree)
             _compile(host, tree)
             for version in host.kernels:
                 shutil.copyfile(tree / "boot" / initrd_name(version), target / initrd_name(version))
@@ -107,7 +118,9 @@ def requirements(project: Path) -> list[str]:
     return [str(requirement) for requirement in data["project"]["dependencies"]]
 
 
-def _install_modules(host: image.HostImage, modules: build.Modules, tree: Path) -> None:
+def _install_modules(
+    host: image.HostImage, files: Mapping[str, tuple[Path, ...]], tree: Path
+) -> None:
     """Add the modules as updates/, with an index of the whole tree of each kernel.
 
     The index is made over a directory that links to the image's modules.
@@ -115,9 +128,9 @@ def _install_modules(host: image.HostImage, modules: build.Modules, tree: Path) 
     for version in host.kernels:
         target = tree / "usr/lib/modules" / version
         (target / "updates").mkdir(parents=True)
-        for module in modules.of(version):
+        for module in files[version]:
             shutil.copyfile(module, target / "updates" / module.name)
-        source = host.root / "usr/lib/modules" / version
+        source = host.module_root(version) / "usr/lib/modules" / version
         for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
             if (source / name).exists():
                 shutil.copyfile(source / name, target / name)
@@ -148,8 +161,17 @@ def _install_units(tree: Path) -> None:
         raise PkernfsError(f"make install-units failed: {done.stderr.strip()}")
 
 
+def _install_built(host: image.HostImage, tree: Path) -> None:
+    """Kernels that are not in the host image, for kexec to load."""
+    for kernel in host.built:
+        shutil.copyfile(kernel.image, tree / "boot" / f"vmlinuz-{kernel.release}")
+
+
 def _install_lab(
-    host: image.HostImage, modules: build.Modules, guest_files: Path, tree: Path
+    host: image.HostImage,
+    files: Mapping[str, tuple[Path, ...]],
+    guest_files: Path,
+    tree: Path,
 ) -> None:
     home = tree / _LAB_HOME
     shutil.copytree(guest_files, home / "guests")
@@ -164,7 +186,7 @@ def _install_lab(
     wanted.symlink_to(f"../{unit.name}")
     (tree / "boot").mkdir()
     for version in host.kernels:
-        (store,) = (path for path in modules.of(version) if path.name == "pkernfs.ko")
+        (store,) = (path for path in files[version] if path.name == "pkernfs.ko")
         content = initrd.host_initrd(host, version, store)
         (tree / "boot" / initrd_name(version)).write_bytes(content)
 

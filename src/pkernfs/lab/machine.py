@@ -25,15 +25,17 @@ from pathlib import Path
 from types import TracebackType
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.lab import qemu, scan
+from pkernfs.lab import debug_checks, qemu, scan
 from pkernfs.lab.cache import remove_tree
 from pkernfs.lab.console import Console
+from pkernfs.lab.debug_kernel import SLOWDOWN
 from pkernfs.lab.emulator import emulator
-from pkernfs.lab.image import host_image
+from pkernfs.lab.image import host_image, is_debug
 from pkernfs.lab.layer import Stack, stack
 from pkernfs.lab.link import Hello, Link, Result, Sink
 from pkernfs.lab.memory import Layout, RangeFile, leave_junk
 from pkernfs.lab.paths import build_root
+from pkernfs.lab.patience import patient, slower
 from pkernfs.lab.progress import say
 
 #: Emulated, on a busy machine, with systemd: minutes, not seconds.
@@ -47,7 +49,8 @@ _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 class HostConfig:
     """What a virtual host is like.
 
-    :ivar kernel: name of the kernel it boots, such as ``6.12``.
+    :ivar kernel: name of the kernel it boots, such as ``6.12``, or ``debug``: with such a
+        host the lab waits longer for everything, and asks it at its end (debug_checks).
     :ivar layout: RAM and region.
     :ivar share: directory that the host sees as /mnt/share; a temporary one by default.
     :ivar append: more words for the boot line.
@@ -140,7 +143,7 @@ class Machine:
         disk: qemu.Disk | None = None,
     ) -> None:
         self.config = config or HostConfig()
-        self.stack = on or stack()
+        self.stack = on or stack(debug=is_debug(self.config.kernel))
         self._disk = disk
         self.version = self.stack.host.kernel(self.config.kernel)
         if self.config.installed and disk is None:
@@ -196,7 +199,11 @@ class Machine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._undo.close()
+        try:
+            if kind is None and self.runs and is_debug(self.hello.kernel):
+                debug_checks.check(self)
+        finally:
+            self._undo.close()
         if kind is None:
             self.check_log()
 
@@ -220,7 +227,8 @@ class Machine:
         :raises PkernfsError: the command can't be started or took too long, or the host died.
         """
         self._alive()
-        return self.link.run(argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout, sink=sink)
+        limit = patient(timeout)
+        return self.link.run(argv, env=env, cwd=cwd, stdin=stdin, timeout=limit, sink=sink)
 
     def sh(self, script: str, *, timeout: float = 600) -> Result:
         """Run a shell script in the host; see :meth:`run`."""
@@ -255,6 +263,11 @@ class Machine:
     def hello(self) -> Hello:
         """The agent's word on the kernel that runs now."""
         return self.link.hellos[-1]
+
+    @property
+    def runs(self) -> bool:
+        """Has the QEMU that emulates the host not ended?"""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -294,6 +307,8 @@ class Machine:
     def _start(self) -> None:
         undo = self._undo
         config = self.config
+        if is_debug(self.version):
+            undo.enter_context(slower(SLOWDOWN))
         home = _ram_home(config.used or config.layout.ram)
         self.ram_dir = Path(tempfile.mkdtemp(prefix=f"pkernfs-lab-{os.getpid()}-", dir=home))
         undo.callback(remove_tree, self.ram_dir)
@@ -353,7 +368,7 @@ class Machine:
     def _wait_boot(self, count: int, timeout: float | None = None) -> Hello:
         if timeout is None:
             timeout = _INSTALLED_TIMEOUT_S if self.config.installed else _BOOT_TIMEOUT_S
-        hello = self.link.wait_hello(count, timeout, self._alive)
+        hello = self.link.wait_hello(count, patient(timeout), self._alive)
         self._seen = count
         if count == 1:
             self.boot_seconds = hello.at - self.started
@@ -383,10 +398,11 @@ def poll(condition: Callable[[], bool], timeout: float, what: str) -> None:
     :param timeout: seconds.
     :raises PkernfsError: it does not within that time.
     """
-    deadline = time.monotonic() + timeout
+    limit = patient(timeout)
+    deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:
-            raise PkernfsError(f"{what}: not within {timeout:.0f} s")
+            raise PkernfsError(f"{what}: not within {limit:g} s")
         time.sleep(0.1)
 
 
