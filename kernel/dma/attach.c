@@ -14,12 +14,17 @@
 #include <linux/iommu.h>
 #include <linux/platform_device.h>
 
+static bool is_deferred(const struct device *dev)
+{
+	return dev->iommu && dev->iommu->attach_deferred;
+}
+
 static void attach(struct device *dev)
 {
 	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
 	int err;
 
-	if (!domain || !dev->iommu || !dev->iommu->attach_deferred)
+	if (!domain || !is_deferred(dev))
 		return;
 	err = kernel_deferred_attach(dev, domain);
 	if (err)
@@ -48,12 +53,22 @@ void dma_attach_released(struct device *dev, bool untold)
 		pr_err("%s can't be attached to its IOMMU domain (%d)\n", dev_name(dev), err);
 }
 
+/*
+ * A driver may be coming just now. If it is translated for, it is about to attach the device
+ * itself; if not, it waits in vain for an answer of its device, with the lock held.
+ */
 static int attach_one(struct device *dev, void *data)
 {
-	/* Against a driver that comes just now. */
-	device_lock(dev);
-	dma_attach(dev);
-	device_unlock(dev);
+	struct iommu_domain *domain = iommu_get_domain_for_dev(dev);
+	bool alone;
+
+	if (!domain || !is_deferred(dev))
+		return 0;
+	alone = device_trylock(dev);
+	if (alone || domain->type == IOMMU_DOMAIN_IDENTITY)
+		dma_attach(dev);
+	if (alone)
+		device_unlock(dev);
 	return 0;
 }
 

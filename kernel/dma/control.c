@@ -102,12 +102,17 @@ static ssize_t message_show(struct kobject *kobj, struct kobj_attribute *attr, c
 
 #define CANDIDATE_LINE_MAX	192
 
-static bool is_candidate(const struct pci_dev *pdev)
+static bool is_candidate(struct pci_dev *pdev)
 {
-	const struct pci_driver *driver = pdev->driver;
+	bool is;
 
-	return driver && driver->driver_managed_dma &&
-	       pdev->hdr_type == PCI_HEADER_TYPE_NORMAL;
+	/* A driver comes or goes just now. */
+	if (!device_trylock(&pdev->dev))
+		return false;
+	is = pdev->driver && pdev->driver->driver_managed_dma &&
+	     pdev->hdr_type == PCI_HEADER_TYPE_NORMAL;
+	device_unlock(&pdev->dev);
+	return is;
 }
 
 static ssize_t candidates_read(struct file *file, struct kobject *kobj,
