@@ -23,6 +23,13 @@ static void redirect_to(const struct dma_slot *slot, struct vtd_context *aside)
 	hooks_redirect(slot->record.bus, slot->record.devfn, slot->unit->driver, aside);
 }
 
+static void detach_aside(struct dma_slot *slot, struct vtd_context *aside)
+{
+	redirect_to(slot, aside);
+	kernel_block(&slot->pdev->dev);
+	hooks_redirect_end();
+}
+
 static int attach_aside(struct dma_slot *slot, struct vtd_context *aside)
 {
 	unsigned int hits;
@@ -36,17 +43,12 @@ static int attach_aside(struct dma_slot *slot, struct vtd_context *aside)
 		return err;
 	}
 	if (!hits || !vtd_context_translates(aside)) {
+		/* The driver has the device in a domain that VFIO may free. */
+		detach_aside(slot, aside);
 		dma_refuse("%s: the driver made no context entry", pci_name(slot->pdev));
 		return -EIO;
 	}
 	return 0;
-}
-
-static void detach_aside(struct dma_slot *slot, struct vtd_context *aside)
-{
-	redirect_to(slot, aside);
-	kernel_block(&slot->pdev->dev);
-	hooks_redirect_end();
 }
 
 static const char *rights(u64 rights)
@@ -90,6 +92,7 @@ static void adopted(struct dma_slot *slot)
 	mutex_lock(&dma_tables_lock);
 	slot->state = DMA_PRESERVED;
 	slot->held = NULL;
+	slot->untold = false;
 	slot->reason[0] = '\0';
 	dma_area_unmap(&slot->inherited);
 	mutex_unlock(&dma_tables_lock);

@@ -8,8 +8,12 @@
  *   record			(read) where the next kernel finds the record: its boot
  *				line needs elfcorehdr=RECORD
  *   devices			(read) a line per device, key=value, reason="..." last
+ *   candidates		(read) a line per device that VFIO drives, reason="..." if it
+ *				can't be preserved
  *   message			(read) why the last order was refused
  *   hooks			(read) the touch points with the kernel
+ *
+ * Addresses of memory are for root only.
  */
 #include "dma.h"
 
@@ -96,6 +100,41 @@ static ssize_t message_show(struct kobject *kobj, struct kobj_attribute *attr, c
 	return sysfs_emit(buf, "%s\n", dma_message);
 }
 
+#define CANDIDATE_LINE_MAX	192
+
+static bool is_candidate(struct pci_dev *pdev)
+{
+	bool is;
+
+	/* A driver comes or goes just now. */
+	if (!device_trylock(&pdev->dev))
+		return false;
+	is = pdev->driver && pdev->driver->driver_managed_dma &&
+	     pdev->hdr_type == PCI_HEADER_TYPE_NORMAL;
+	device_unlock(&pdev->dev);
+	return is;
+}
+
+static ssize_t candidates_read(struct file *file, struct kobject *kobj,
+			       DMA_BIN_ATTR *attr, char *buf, loff_t off, size_t count)
+{
+	const size_t room = PKERNFS_DMA_MAX_DEVICES * 4 * CANDIDATE_LINE_MAX;
+	char *text = kvmalloc(room, GFP_KERNEL);
+	struct pci_dev *pdev = NULL;
+	size_t used = 0;
+	ssize_t done;
+
+	if (!text)
+		return -ENOMEM;
+	for_each_pci_dev(pdev)
+		if (is_candidate(pdev))
+			used += scnprintf(text + used, room - used, "%s reason=\"%s\"\n",
+					  pci_name(pdev), dma_objection(pdev) ?: "");
+	done = memory_read_from_buffer(buf, count, &off, text, used);
+	kvfree(text);
+	return done;
+}
+
 #define DEVICE_LINE_MAX	512
 
 static size_t describe(const struct dma_slot *slot, char *buf, size_t room)
@@ -148,10 +187,14 @@ static ORDER(adopt);
 static struct kobj_attribute arm_attr = __ATTR(arm, 0600, arm_show, arm_store);
 static struct kobj_attribute record_attr = __ATTR(record, 0400, record_show, NULL);
 static const struct bin_attribute devices_attr = {
-	.attr = { .name = "devices", .mode = 0444 },
+	.attr = { .name = "devices", .mode = 0400 },
 	.read = devices_read,
 };
-static struct kobj_attribute message_attr = __ATTR(message, 0444, message_show, NULL);
+static const struct bin_attribute candidates_attr = {
+	.attr = { .name = "candidates", .mode = 0400 },
+	.read = candidates_read,
+};
+static struct kobj_attribute message_attr = __ATTR(message, 0400, message_show, NULL);
 static struct kobj_attribute hooks_attr = __ATTR(hooks, 0444, hooks_show, NULL);
 
 static const struct attribute *attributes[] = {
@@ -169,6 +212,8 @@ int control_init(void)
 	err = sysfs_create_files(control, attributes);
 	if (!err)
 		err = sysfs_create_bin_file(control, &devices_attr);
+	if (!err)
+		err = sysfs_create_bin_file(control, &candidates_attr);
 	if (err)
 		control_exit();
 	return err;

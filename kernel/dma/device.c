@@ -2,14 +2,13 @@
 /* Which devices are preserved, and in what state. */
 #include "dma.h"
 
-#include <linux/iommu.h>
 #include <linux/module.h>
 
 struct dma_slot dma_slots[PKERNFS_DMA_MAX_DEVICES];
 DEFINE_MUTEX(dma_control_lock);
 DEFINE_MUTEX(dma_lock);
 DEFINE_MUTEX(dma_tables_lock);
-char dma_message[160];
+char dma_message[256];
 
 const char *dma_state_name(enum dma_state state)
 {
@@ -114,54 +113,6 @@ struct pci_dev *dma_parse_bdf(const char *name)
 	return pdev;
 }
 
-static int count_member(struct device *dev, void *data)
-{
-	(*(unsigned int *)data)++;
-	return 0;
-}
-
-/* Do its requests carry its own name? pci_for_each_dma_alias() is not exported. */
-static bool has_alias(struct pci_dev *pdev)
-{
-	struct pci_bus *bus;
-
-	if (pdev->dma_alias_mask)
-		return true;
-	for (bus = pdev->bus; !pci_is_root_bus(bus); bus = bus->parent)
-		if (!bus->self || !pci_is_pcie(bus->self) ||
-		    pci_pcie_type(bus->self) == PCI_EXP_TYPE_PCI_BRIDGE ||
-		    pci_pcie_type(bus->self) == PCI_EXP_TYPE_PCIE_BRIDGE)
-			return true;
-	return false;
-}
-
-/* What can never be preserved, whatever its driver does. */
-static const char *objection(struct pci_dev *pdev)
-{
-	struct iommu_group *group = iommu_group_get(&pdev->dev);
-	unsigned int members = 0;
-
-	if (!group)
-		return "is behind no IOMMU: boot with intel_iommu=on";
-	if (!vtd_nr_units) {
-		iommu_group_put(group);
-		return "is behind no VT-d IOMMU, others are not supported";
-	}
-	iommu_group_for_each_dev(group, &members, count_member);
-	iommu_group_put(group);
-	if (members != 1)
-		return "shares its IOMMU group with other devices";
-	if (has_alias(pdev))
-		return "does DMA under the name of a bridge";
-	if (pdev->hdr_type != PCI_HEADER_TYPE_NORMAL)
-		return "is a bridge";
-#ifdef CONFIG_PCI_ATS
-	if (pdev->ats_enabled)
-		return "has translations of its own (ATS)";
-#endif
-	return NULL;
-}
-
 int dma_preserve(const char *name)
 {
 	struct pci_dev *pdev = dma_parse_bdf(name);
@@ -173,7 +124,7 @@ int dma_preserve(const char *name)
 	if (IS_ERR(pdev))
 		return PTR_ERR(pdev);
 	/* Not below dma_lock: the IOMMU core comes from the other side. */
-	no = objection(pdev);
+	no = dma_objection(pdev);
 	if (no) {
 		dma_refuse("%s can't be preserved: it %s", pci_name(pdev), no);
 		err = -EOPNOTSUPP;
@@ -207,6 +158,7 @@ int dma_release(const char *name)
 {
 	struct pci_dev *pdev = dma_parse_bdf(name);
 	struct dma_slot *slot;
+	bool untold = false;
 	int err = 0;
 
 	lockdep_assert_held(&dma_control_lock);
@@ -225,22 +177,25 @@ int dma_release(const char *name)
 			dma_cut_off(slot, "released before it was adopted");
 		/* Adopted, and not opened since: our references are still there. */
 		dma_let_go(slot);
+		untold = slot->untold;
 		dma_slot_free(slot);
 	}
 	mutex_unlock(&dma_lock);
+	if (!err)
+		dma_attach_released(&pdev->dev, untold);
 	pci_dev_put(pdev);
 	return err;
 }
 
 /* A device that is taken away is nobody's any more. */
-static int device_gone(struct notifier_block *block, unsigned long event, void *data)
+static void device_gone(struct device *dev)
 {
 	struct dma_slot *slot;
 
-	if (event != BUS_NOTIFY_DEL_DEVICE || !dma_slot_of(data))
-		return NOTIFY_DONE;
+	if (!dma_slot_of(dev))
+		return;
 	mutex_lock(&dma_lock);
-	slot = dma_slot_of(data);
+	slot = dma_slot_of(dev);
 	if (slot) {
 		pr_err("%s was removed, it is not preserved any more\n", pci_name(slot->pdev));
 		if (slot->state == DMA_INHERITED)
@@ -251,17 +206,25 @@ static int device_gone(struct notifier_block *block, unsigned long event, void *
 		dma_slot_free(slot);
 	}
 	mutex_unlock(&dma_lock);
+}
+
+static int device_changes(struct notifier_block *block, unsigned long event, void *data)
+{
+	if (event == BUS_NOTIFY_DEL_DEVICE)
+		device_gone(data);
+	else if (event == BUS_NOTIFY_BIND_DRIVER)
+		dma_attach(data);
 	return NOTIFY_DONE;
 }
 
-static struct notifier_block gone_notifier = { .notifier_call = device_gone };
+static struct notifier_block device_notifier = { .notifier_call = device_changes };
 
 int dma_device_init(void)
 {
-	return bus_register_notifier(&pci_bus_type, &gone_notifier);
+	return bus_register_notifier(&pci_bus_type, &device_notifier);
 }
 
 void dma_device_exit(void)
 {
-	bus_unregister_notifier(&pci_bus_type, &gone_notifier);
+	bus_unregister_notifier(&pci_bus_type, &device_notifier);
 }

@@ -11,13 +11,17 @@
  *   hooked.c	what hooked functions do
  *   touch.c	finds symbols and diverts functions
  *   device.c	which devices, and what state each is in
+ *   refuse.c	which can't be preserved
  *   area.c	memory of the store that tables are kept in
  *   files.c	memory that belongs to files
  *   guard.c	keeps in its file what a device can reach
  *   arm.c	getting ready for a kexec
  *   handover.c	the last moment of a kernel
- *   inherit.c	the first moment of the next one
+ *   disguise.c	the next one, which takes itself for a kernel after a crash
+ *   inherit.c	its first moment: what the one before left
+ *   attach.c	devices of the host that are not ours
  *   adopt.c	the switch from inherited tables to those of the new owner
+ *   stop.c	a kernel that ends otherwise than by a hand-over
  *   control.c	/sys/fs/pkernfs_dma
  *
  * Locks, outermost first:
@@ -81,8 +85,12 @@ void vtd_context_replace(const struct vtd_unit *unit, struct vtd_context *entry,
 
 /* The last moment: interrupts off, one CPU. section: a block as record.h describes it. */
 int vtd_hand_over(const struct vtd_unit *unit, void *section, u64 section_phys);
+/* It failed, and nothing behind the unit does DMA any more. */
+void vtd_switch_off(const struct vtd_unit *unit);
 void vtd_fill_blocked_interrupts(void *irt);
 void vtd_flush_cpu(const struct vtd_unit *unit, void *addr, size_t bytes);
+/* A page of the driver's tables: ordinary memory, or NULL. Takes no lock. */
+void *vtd_ram_page(u64 phys);
 
 /* device.c */
 enum dma_state {
@@ -118,6 +126,7 @@ struct dma_slot {
 	bool spare;			/* adopted before it was opened: spare that open */
 	bool holds_power;		/* our references: enabled, in D0 */
 	struct iommu_domain *held;	/* an attach that was held back */
+	bool untold;			/* the core believes in one that was not made */
 
 	/* Armed. */
 	struct dma_area area;
@@ -147,10 +156,13 @@ int dma_release(const char *name);
 struct pci_dev *dma_parse_bdf(const char *name);
 /* Says why something was refused: in the log, and to whoever reads "message". */
 __printf(1, 2) void dma_refuse(const char *fmt, ...);
-extern char dma_message[160];
+extern char dma_message[256];
 const char *dma_state_name(enum dma_state state);
 int dma_device_init(void);
 void dma_device_exit(void);
+
+/* refuse.c: what stands behind "it" for the user, or NULL: can this device be preserved? */
+const char *dma_objection(struct pci_dev *pdev);
 
 /* live.c: tables of a kernel that runs: read through its direct map, which may change below us. */
 struct dma_live {
@@ -218,13 +230,30 @@ void dma_data_exit(struct dma_data *data);
 bool dma_data_knows(const struct dma_data *data, u64 phys);
 bool dma_data_holds(const struct dma_data *data, const struct dma_leaf *leaf);
 
-/* inherit.c */
+/* disguise.c */
 int dma_end_disguise(void);
+void dma_hide_record(void);
+struct pkernfs_dma_record *dma_read_record(struct pkernfs_region **region);
+void dma_fail_closed(void);
+
+/* inherit.c */
 void dma_inherit(void);
 int dma_check_leaves(struct dma_slot *slot);
 void dma_check_stores(void);
 void dma_cut_off(struct dma_slot *slot, const char *why);
 void dma_let_go(struct dma_slot *slot);
+
+/* attach.c */
+void dma_attach(struct device *dev);
+void dma_attach_all(void);
+/* One that was ours; untold: as in its slot. */
+void dma_attach_released(struct device *dev, bool untold);
+
+/* stop.c: in the order of what happens. */
+bool dma_stopping(void);
+void dma_stop(void);
+void dma_stop_last(void);
+void dma_stop_in_panic(void);
 
 /* adopt.c */
 int dma_adopt(struct dma_slot *slot);
@@ -245,11 +274,16 @@ void hooks_remove(void);
 ssize_t hooks_describe(char *buf, size_t size);
 /* The kernel's own functions, unhooked. */
 int kernel_attach(struct iommu_domain *domain, struct device *dev);
+int kernel_attach_any(struct iommu_domain *domain, struct device *dev);
 int kernel_block(struct device *dev);
 void kernel_clear_master(struct pci_dev *pdev);
 void kernel_flush_context(struct intel_iommu *driver, u16 domain, u16 source);
 void kernel_flush_iotlb(struct intel_iommu *driver, u16 domain);
+int kernel_deferred_attach(struct device *dev, struct iommu_domain *domain);
 bool kernel_kexec_in_progress(void);
+raw_spinlock_t *kernel_config_lock(void);
+/* What /proc/cmdline shows; NULL: it was not found. */
+char *kernel_command_line(void);
 struct list_head *kernel_drhd_units(void);
 struct rw_semaphore *kernel_dmar_lock(void);
 

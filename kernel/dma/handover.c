@@ -9,7 +9,6 @@
  */
 #include "handover.h"
 
-#include <linux/mm.h>
 #include <linux/reboot.h>
 #include <linux/sched.h>
 #include <linux/timekeeping.h>
@@ -61,8 +60,7 @@ int handover_copy_tables(struct dma_slot *slot, const struct dma_tables *tables,
 /* With one CPU left and interrupts off, tables stay where they are. */
 static const u64 *still_table(void *context, unsigned int level, u64 phys)
 {
-	return pfn_valid(phys >> PAGE_SHIFT) && page_is_ram(phys >> PAGE_SHIFT) ?
-		phys_to_virt(phys) : NULL;
+	return vtd_ram_page(phys);
 }
 
 /*
@@ -178,6 +176,24 @@ static void make_record(struct pkernfs_dma_record *record)
 	keep_seal(record);
 }
 
+/*
+ * Which tables hardware uses now is not known. The next kernel finds a unit that does
+ * not translate and sets it up as at any boot; the devices can't reach memory, as all
+ * others since device_shutdown().
+ */
+static void give_up(const struct vtd_unit *unit)
+{
+	struct dma_slot *slot;
+
+	for_each_dma_slot(slot) {
+		if (slot->state != DMA_PRESERVED || slot->unit != unit)
+			continue;
+		kernel_clear_master(slot->pdev);
+		pr_err("%s is cut off: its IOMMU does not answer\n", pci_name(slot->pdev));
+	}
+	vtd_switch_off(unit);
+}
+
 void dma_hand_over(void)
 {
 	struct pkernfs_dma_record *record = dma_area_page(&handover.root, 0);
@@ -191,7 +207,8 @@ void dma_hand_over(void)
 
 		vtd_flush_cpu(unit, kept.section + KEEP_CLEARED_START, KEEP_CLEARED_BYTES);
 		/* Says what failed itself; there is nobody left to tell. */
-		vtd_hand_over(unit, kept.section, kept.section_phys);
+		if (vtd_hand_over(unit, kept.section, kept.section_phys))
+			give_up(unit);
 	}
 	pr_info("handed over %u device(s) on %u IOMMU(s) in %llu us\n",
 		le32_to_cpu(record->nr_devices), vtd_nr_units,
@@ -203,17 +220,26 @@ void dma_hand_over(void)
  *
  * Whoever armed has loaded a kernel that takes the devices over. A kexec by another
  * process (it may have died meanwhile) may start one that does not: it would switch
- * translation off under devices that work. So that is an ordinary kexec.
+ * translation off under devices that work. So that is an ordinary kexec, and nothing
+ * works on through it.
  */
+static bool hands_over(void)
+{
+	if (!dma_handing_over())
+		return false;
+	if (task_tgid(current) == handover.by)
+		return true;
+	WRITE_ONCE(handover.armed, false);
+	pr_err("not handed over: this kexec is not by the process that armed\n");
+	return false;
+}
+
 static int before_kexec(struct notifier_block *block, unsigned long event, void *data)
 {
 	struct dma_data fresh = { 0 };
 
-	if (!dma_handing_over())
-		return NOTIFY_DONE;
-	if (task_tgid(current) != handover.by) {
-		WRITE_ONCE(handover.armed, false);
-		pr_err("not handed over: this kexec is not by the process that armed\n");
+	if (!hands_over()) {
+		dma_stop();
 		return NOTIFY_DONE;
 	}
 	if (dma_data_init(&fresh))

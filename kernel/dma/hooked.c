@@ -13,10 +13,20 @@
 void hook_shutdown(void)
 {
 	touch_enter();
-	if (dma_handing_over())
+	if (dma_handing_over()) {
 		dma_hand_over();
-	else
+	} else {
+		dma_stop_last();
 		static_call(orig_shutdown)();
+	}
+	touch_leave();
+}
+
+void hook_crash(struct pt_regs *regs)
+{
+	touch_enter();
+	dma_stop_in_panic();
+	static_call(orig_crash)(regs);
 	touch_leave();
 }
 
@@ -26,7 +36,7 @@ static bool keep_master(struct pci_dev *pdev)
 
 	if (dma_handing_over())
 		return (slot && slot->state == DMA_PRESERVED) || dma_above_preserved(pdev);
-	if (!slot || (slot->state != DMA_INHERITED && !slot->spare))
+	if (dma_stopping() || !slot || (slot->state != DMA_INHERITED && !slot->spare))
 		return false;
 	/* vfio_pci_core_enable(): this, then pci_try_reset_function(). */
 	slot->opening = true;
@@ -144,10 +154,21 @@ static bool hold_back(struct device *dev, struct iommu_domain *domain)
 	mutex_lock(&dma_lock);
 	if (slot->state == DMA_INHERITED) {
 		WRITE_ONCE(slot->held, domain);
+		slot->untold = true;
 		held = true;
 	}
 	mutex_unlock(&dma_lock);
 	return held;
+}
+
+/* What the core believes of a device that was cut off is true from its next attach on. */
+static int told(struct device *dev, int ret)
+{
+	struct dma_slot *slot = dma_slot_of(dev);
+
+	if (slot && !ret)
+		slot->untold = false;
+	return ret;
 }
 
 int hook_attach(DMA_ATTACH_PROTO)
@@ -156,7 +177,7 @@ int hook_attach(DMA_ATTACH_PROTO)
 
 	touch_enter();
 	if (!hold_back(dev, domain))
-		ret = static_call(orig_attach)(DMA_ATTACH_ARGS);
+		ret = told(dev, static_call(orig_attach)(DMA_ATTACH_ARGS));
 	touch_leave();
 	return ret;
 }
@@ -167,7 +188,7 @@ int hook_block(DMA_ATTACH_PROTO)
 
 	touch_enter();
 	if (!hold_back(dev, NULL))
-		ret = static_call(orig_block)(DMA_ATTACH_ARGS);
+		ret = told(dev, static_call(orig_block)(DMA_ATTACH_ARGS));
 	touch_leave();
 	return ret;
 }
@@ -178,7 +199,7 @@ int hook_identity(DMA_ATTACH_PROTO)
 
 	touch_enter();
 	if (!hold_back(dev, NULL))
-		ret = static_call(orig_identity)(DMA_ATTACH_ARGS);
+		ret = told(dev, static_call(orig_identity)(DMA_ATTACH_ARGS));
 	touch_leave();
 	return ret;
 }

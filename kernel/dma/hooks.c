@@ -14,8 +14,10 @@
 void call_flush_context(struct intel_iommu *driver, u16 did, u16 sid, u8 mask, u64 type);
 void call_flush_iotlb(struct intel_iommu *driver, u16 did, u64 addr, unsigned int order,
 		      u64 type);
+int call_deferred_attach(struct device *dev, struct iommu_domain *domain);
 
 DEFINE_STATIC_CALL_NULL(orig_shutdown, hook_shutdown);
+DEFINE_STATIC_CALL_NULL(orig_crash, hook_crash);
 DEFINE_STATIC_CALL_NULL(orig_clear_master, hook_clear_master);
 DEFINE_STATIC_CALL_NULL(orig_try_reset, hook_try_reset);
 DEFINE_STATIC_CALL_NULL(orig_reset_locked, hook_reset_locked);
@@ -31,10 +33,13 @@ DEFINE_STATIC_CALL_NULL(orig_coherency_first, hook_coherency_first);
 DEFINE_STATIC_CALL_NULL(orig_context_addr, hook_context_addr);
 DEFINE_STATIC_CALL_NULL(qi_flush_context, call_flush_context);
 DEFINE_STATIC_CALL_NULL(qi_flush_iotlb, call_flush_iotlb);
+DEFINE_STATIC_CALL_NULL(deferred_attach, call_deferred_attach);
 
 static struct list_head *drhd_units;
 static struct rw_semaphore *dmar_lock;
 static bool *kexec_flag;
+static raw_spinlock_t *config_lock;
+static char **command_line;
 
 #define RESOLVE(name)							\
 	static void resolved_##name(void *addr)				\
@@ -42,6 +47,7 @@ static bool *kexec_flag;
 		static_call_update(name, addr);				\
 	}
 RESOLVE(orig_shutdown)
+RESOLVE(orig_crash)
 RESOLVE(orig_clear_master)
 RESOLVE(orig_try_reset)
 RESOLVE(orig_reset_locked)
@@ -57,6 +63,7 @@ RESOLVE(orig_coherency_first)
 RESOLVE(orig_context_addr)
 RESOLVE(qi_flush_context)
 RESOLVE(qi_flush_iotlb)
+RESOLVE(deferred_attach)
 
 static void resolved_drhd_units(void *addr)
 {
@@ -73,10 +80,25 @@ static void resolved_kexec_flag(void *addr)
 	kexec_flag = addr;
 }
 
+static void resolved_config_lock(void *addr)
+{
+	config_lock = addr;
+}
+
+static void resolved_command_line(void *addr)
+{
+	command_line = addr;
+}
+
 #define NOTHING	"calls the original"
 
 static struct touch_point touch_points[] = {
 	{
+		/* First: it is wanted even if another one is missing. */
+		.symbol = "saved_command_line", .kind = TOUCH_DATA,
+		.why = "a crash kernel gets this line: without the word that was the disguise",
+		.others = "that word only, by spaces", .resolved = resolved_command_line,
+	}, {
 		.symbol = "kexec_in_progress", .kind = TOUCH_DATA,
 		.why = "tells a kexec from a reboot and a power-off",
 		.others = "read only", .resolved = resolved_kexec_flag,
@@ -96,6 +118,14 @@ static struct touch_point touch_points[] = {
 		.symbol = "qi_flush_iotlb", .kind = TOUCH_CALL,
 		.why = "drops translations that hardware cached, after the switch",
 		.others = "not called", .resolved = resolved_qi_flush_iotlb,
+	}, {
+		.symbol = "iommu_deferred_attach", .kind = TOUCH_CALL,
+		.why = "attaches what the disguise kept from it, where no driver will (iommu=pt)",
+		.others = "called once, as at boot", .resolved = resolved_deferred_attach,
+	}, {
+		.symbol = "pci_config_lock", .kind = TOUCH_DATA,
+		.why = "whoever holds it in a panic may never give it back",
+		.others = "read only", .resolved = resolved_config_lock,
 	}, {
 		.symbol = "iommu_context_addr", .kind = TOUCH_HOOK,
 		.why = "while a switch is prepared, the driver works on a context entry aside",
@@ -156,9 +186,14 @@ static struct touch_point touch_points[] = {
 		.others = NOTHING, .replacement = hook_user_write_word,
 		.resolved = resolved_orig_user_write_word,
 	}, {
+		.symbol = "native_machine_crash_shutdown", .kind = TOUCH_HOOK,
+		.why = "an inherited device stops before a crash kernel starts",
+		.others = NOTHING, .replacement = hook_crash,
+		.resolved = resolved_orig_crash,
+	}, {
 		/* Last: from here on a kexec hands over. */
 		.symbol = "intel_iommu_shutdown", .kind = TOUCH_HOOK,
-		.why = "hands over at kexec if that is armed, instead of switching IOMMUs off",
+		.why = "hands over at kexec if that is armed; else our devices stop before it",
 		.others = NOTHING, .replacement = hook_shutdown,
 		.resolved = resolved_orig_shutdown,
 	},
@@ -174,6 +209,16 @@ int kernel_attach(struct iommu_domain *domain, struct device *dev)
 	return static_call(orig_attach)(domain, dev, NULL);
 #else
 	return static_call(orig_attach)(domain, dev);
+#endif
+}
+
+/* By the function of that domain, which lets a device pass that is not ours. */
+int kernel_attach_any(struct iommu_domain *domain, struct device *dev)
+{
+#ifdef PKERNFS_ATTACH_HAS_OLD
+	return domain->ops->attach_dev(domain, dev, NULL);
+#else
+	return domain->ops->attach_dev(domain, dev);
 #endif
 }
 
@@ -202,6 +247,21 @@ void kernel_flush_context(struct intel_iommu *driver, u16 domain, u16 source)
 void kernel_flush_iotlb(struct intel_iommu *driver, u16 domain)
 {
 	static_call(qi_flush_iotlb)(driver, domain, 0, 0, DOMAIN_SELECTIVE);
+}
+
+int kernel_deferred_attach(struct device *dev, struct iommu_domain *domain)
+{
+	return static_call(deferred_attach)(dev, domain);
+}
+
+raw_spinlock_t *kernel_config_lock(void)
+{
+	return config_lock;
+}
+
+char *kernel_command_line(void)
+{
+	return command_line ? *command_line : NULL;
 }
 
 bool kernel_kexec_in_progress(void)

@@ -13,6 +13,7 @@
 #include <linux/static_call.h>
 
 void hook_shutdown(void);
+void hook_crash(struct pt_regs *regs);
 void hook_clear_master(struct pci_dev *pdev);
 int hook_try_reset(struct pci_dev *pdev);
 int hook_reset_locked(struct pci_dev *pdev);
@@ -28,6 +29,7 @@ bool hook_coherency_first(struct iommu_domain *domain);
 struct vtd_context *hook_context_addr(struct intel_iommu *driver, u8 bus, u8 devfn, int alloc);
 
 DECLARE_STATIC_CALL(orig_shutdown, hook_shutdown);
+DECLARE_STATIC_CALL(orig_crash, hook_crash);
 DECLARE_STATIC_CALL(orig_clear_master, hook_clear_master);
 DECLARE_STATIC_CALL(orig_try_reset, hook_try_reset);
 DECLARE_STATIC_CALL(orig_reset_locked, hook_reset_locked);

@@ -1,66 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The first moment of the next kernel: what the one before left.
- *
- * The boot line carries elfcorehdr=ADDRESS OF THE RECORD. So this kernel took itself
- * for one that boots after a crash, and the IOMMU driver kept the tables that it
- * found (copy_translation_tables() in drivers/iommu/intel/iommu.c). Here that disguise
- * ends, before other drivers look, and what was inherited is checked. What does not
- * pass can't reach memory any more.
+ * The first moment of the next kernel: what the one before left. It is checked, and what
+ * does not pass can't reach memory any more.
  */
 #include "dma.h"
 
-#include <linux/crash_dump.h>
 #include <linux/device.h>
 #include <linux/io.h>
 #include <linux/pm_runtime.h>
 #include <linux/slab.h>
-
-static u64 record_phys;
-
-/* 0, also when there was none; -EBUSY: this really is a kernel after a crash. */
-int dma_end_disguise(void)
-{
-	if (elfcorehdr_addr == ELFCORE_ADDR_MAX)
-		return 0;
-	if (!pkernfs_region_at(elfcorehdr_addr)) {
-		pr_err("refused: this kernel was started after a crash\n");
-		return -EBUSY;
-	}
-	record_phys = elfcorehdr_addr;
-	elfcorehdr_addr = ELFCORE_ADDR_MAX;
-	return 0;
-}
-
-/* A copy that nobody else can change, checked; NULL: not to be trusted. */
-static struct pkernfs_dma_record *read_record(struct pkernfs_region *region)
-{
-	struct pkernfs_dma_record *record;
-	struct pkernfs_region_info info;
-	const char *fault = NULL;
-	void *mapped;
-
-	record = kvmalloc(sizeof(*record), GFP_KERNEL);
-	mapped = memremap(record_phys, sizeof(*record), MEMREMAP_WB);
-	if (!record || !mapped) {
-		fault = "no memory";
-		goto done;
-	}
-	memcpy(record, mapped, sizeof(*record));
-	/* It counts once. */
-	memset(mapped, 0, sizeof(__le64));
-
-	pkernfs_region_describe(region, &info);
-	fault = keep_record_fault(record, info.base, info.size);
-done:
-	if (mapped)
-		memunmap(mapped);
-	if (!fault)
-		return record;
-	dma_refuse("the hand-over record at %#llx is not trusted: %s", record_phys, fault);
-	kvfree(record);
-	return NULL;
-}
 
 static struct vtd_unit *unit_of(const struct pkernfs_dma_record *record,
 				const struct pkernfs_dma_device *device)
@@ -298,20 +246,19 @@ static void cut_strays(const struct vtd_unit *unit)
 
 void dma_inherit(void)
 {
-	struct pkernfs_dma_record *record = NULL;
+	struct pkernfs_dma_record *record;
 	struct pkernfs_region *region;
 	u32 i;
 
 	mutex_lock(&dma_lock);
-	region = record_phys ? pkernfs_region_at(record_phys) : NULL;
-	if (region)
-		record = read_record(region);
+	record = dma_read_record(&region);
 	for (i = 0; record && i < le32_to_cpu(record->nr_devices); i++)
 		inherit_device(record, &record->devices[i], region);
 	kvfree(record);
 	for (i = 0; i < vtd_nr_units; i++)
 		cut_strays(&vtd_units[i]);
 	mutex_unlock(&dma_lock);
+	dma_attach_all();
 	dma_check_stores();
 }
 

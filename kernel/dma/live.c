@@ -14,7 +14,7 @@ static const u64 *live_table(void *context, unsigned int level, u64 phys)
 	struct dma_live *live = context;
 	u64 *page = live->pages[level - 1];
 
-	if (!pfn_valid(phys >> PAGE_SHIFT) || !page_is_ram(phys >> PAGE_SHIFT) ||
+	if (!pfn_valid(phys >> PAGE_SHIFT) ||
 	    copy_from_kernel_nofault(page, phys_to_virt(phys), PAGE_SIZE))
 		return NULL;
 	return page;

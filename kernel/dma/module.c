@@ -14,8 +14,9 @@ static int __init pkernfs_dma_init(void)
 		return err;
 	err = dma_area_init();
 	if (err)
-		return err;
+		goto fail_closed;
 	err = hooks_install();
+	dma_hide_record();
 	if (err)
 		goto exit_area;
 	err = vtd_find_units();
@@ -48,6 +49,8 @@ remove_hooks:
 	hooks_remove();
 exit_area:
 	dma_area_exit();
+fail_closed:
+	dma_fail_closed();
 	return err;
 }
 

@@ -182,10 +182,10 @@ int touch_install(struct touch_point *points, unsigned int count)
 	int err;
 
 	err = resolve_helpers();
-	if (!err)
-		err = check_required();
 	for (i = 0; !err && i < count; i++)
 		err = resolve(&points[i]);
+	if (!err)
+		err = check_required();
 	for (i = 0; !err && i < count; i++)
 		if (points[i].kind == TOUCH_HOOK)
 			err = install(&points[i]);

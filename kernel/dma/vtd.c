@@ -15,12 +15,14 @@
 #include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/rwsem.h>
+#include <linux/uaccess.h>
 
 #define REG_CAP		0x08
 #define REG_ECAP	0x10
 #define REG_GCMD	0x18
 #define REG_GSTS	0x1c
 #define REG_RTADDR	0x20
+#define REG_FSTS	0x34
 #define REG_FECTL	0x38
 #define REG_PMEN	0x64
 #define REG_IQH		0x80
@@ -54,6 +56,9 @@
 #define IRT_ENTRIES	65536
 #define IRTE_BLOCKED	BIT(1)		/* not present, faults not reported */
 #define FECTL_MASK	BIT(31)
+/* Errors of the queue: it takes no more descriptors until they are cleared (by a 1). */
+#define FSTS_QUEUE	(BIT(4) | BIT(5) | BIT(6))
+#define GCMD_TE		BIT(31)
 #define PMEN_ENABLE	BIT(31)
 #define PMEN_STATUS	BIT(0)
 
@@ -160,11 +165,25 @@ void vtd_flush_cpu(const struct vtd_unit *unit, void *addr, size_t bytes)
  * Context entries.
  */
 
+/*
+ * Only ordinary memory is in the direct map. page_is_ram() takes a lock, which at the last
+ * moment a CPU may have that does not go on.
+ */
+void *vtd_ram_page(u64 phys)
+{
+	void *page;
+	u64 probe;
+
+	if (!pfn_valid(phys >> PAGE_SHIFT))
+		return NULL;
+	page = phys_to_virt(phys);
+	return copy_from_kernel_nofault(&probe, page, sizeof(probe)) ? NULL : page;
+}
+
 /* Tables of a driver that runs lie in ordinary memory. */
 static void *table_address(void *context, u64 phys)
 {
-	return pfn_valid(phys >> PAGE_SHIFT) && page_is_ram(phys >> PAGE_SHIFT) ?
-		phys_to_virt(phys) : NULL;
+	return vtd_ram_page(phys);
 }
 
 struct vtd_roots vtd_unit_roots(const struct vtd_unit *unit)
@@ -240,6 +259,7 @@ static int queue_off(const struct vtd_unit *unit)
 
 static int queue_on(const struct vtd_unit *unit, u64 queue_phys)
 {
+	writel(FSTS_QUEUE, unit->reg + REG_FSTS);
 	writel(0, unit->reg + REG_IQT);
 	writeq(queue_phys, unit->reg + REG_IQA);
 	command(unit, GCMD_QIE, 0);
@@ -319,6 +339,12 @@ static int hand_over_interrupts(const struct vtd_unit *unit, u64 section_phys)
 	       unit->reg + REG_IRTA);
 	command(unit, GCMD_SIRTP, 0);
 	return wait_for(unit, GSTS_IRTPS, true, "setting the interrupt table");
+}
+
+void vtd_switch_off(const struct vtd_unit *unit)
+{
+	command(unit, 0, GCMD_TE);
+	wait_for(unit, GSTS_TES, false, "switching translation off");
 }
 
 int vtd_hand_over(const struct vtd_unit *unit, void *section, u64 section_phys)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pkernfs.host.bootline import BootLine
 from pkernfs.lab.machine import Machine
 
 #: Devices without a bridge above them.
@@ -22,17 +25,22 @@ def kernel_says(host: Machine, text: str) -> list[float]:
     return [line.at for line in host.console.lines if any(shape in line.text for shape in shapes)]
 
 
-def load(host: Machine, mode: str, kernel: str) -> None:
-    """Load a kernel by kexec, as others than pkernfs do.
+def load(
+    host: Machine, mode: str, kernel: str, *, drop: Sequence[str] = (), add: Sequence[str] = ()
+) -> None:
+    """Load a kernel by kexec, as others than pkernfs do: with the running kernel's boot line.
 
     :param mode: ``-l`` for a kexec, ``-p`` for after a crash.
+    :param drop: parameters that are left out.
+    :param add: words that come last.
     """
     version = host.stack.host.kernel(kernel)
-    words = host.sh("cat /proc/cmdline").check().stdout.split()
+    line = BootLine.parse(host.sh("cat /proc/cmdline").check().stdout).without(*drop)
     if mode == "-p":
-        words = [*(word for word in words if "crashkernel=" not in word), "nr_cpus=1"]
+        line = line.without("crashkernel").plus(BootLine(("nr_cpus=1",)))
+    line = line.plus(BootLine(tuple(add)))
     command = ["kexec", "-s", mode, f"/boot/vmlinuz-{version}"]
-    command += [f"--initrd=/boot/pkernfs-lab-initrd-{version}", f"--append={' '.join(words)}"]
+    command += [f"--initrd=/boot/pkernfs-lab-initrd-{version}", f"--append={line}"]
     host.run(command).check()
 
 

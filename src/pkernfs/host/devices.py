@@ -19,8 +19,10 @@ from pkernfs.host.bootline import BootLine
 MODULE = "pkernfs_dma"
 CONTROL = Path("/sys/fs/pkernfs_dma")
 
-#: The IOMMU driver has to be on in the next kernel too, and in legacy mode.
-_IOMMU_WORD = "intel_iommu=on,sm_off"
+#: The IOMMU driver has to be on in the next kernel too, and in legacy mode, whatever that
+#: kernel was built to do by itself.
+_IOMMU_MODE = ("on", "sm_off")
+_IOMMU_MODES = frozenset({*_IOMMU_MODE, "off", "sm_on", ""})
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class Device:
     adopt_us: float
     taken: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A device that VFIO drives.
+
+    :ivar bdf: PCI name.
+    :ivar objection: why it can't be preserved, as the end of a sentence that begins with "it";
+        empty if it can.
+    """
+
+    bdf: str
+    objection: str
+
+
+def parse_candidate(line: str) -> Candidate:
+    """Read a line of ``candidates``."""
+    bdf, reason = shlex.split(line)
+    return Candidate(bdf, reason.removeprefix("reason="))
 
 
 def parse_device(line: str) -> Device:
@@ -108,11 +129,28 @@ class Control:
         return self.root.is_dir()
 
     def devices(self) -> list[Device]:
-        """All devices that the module knows; none when it is not loaded."""
+        """All devices that the module knows; none when it is not loaded.
+
+        :raises PkernfsError: only root may know.
+        """
+        return [parse_device(line) for line in self._lines("devices")]
+
+    def candidates(self) -> list[Candidate]:
+        """All devices that VFIO drives; none when the module is not loaded.
+
+        :raises PkernfsError: only root may know.
+        """
+        return [parse_candidate(line) for line in self._lines("candidates")]
+
+    def _lines(self, name: str) -> list[str]:
         if not self.present:
             return []
-        text = (self.root / "devices").read_text()
-        return [parse_device(line) for line in text.splitlines()]
+        try:
+            return (self.root / name).read_text().splitlines()
+        except FileNotFoundError:  # an older module
+            return []
+        except PermissionError as error:
+            raise PkernfsError("only root may see preserved devices", "run as root") from error
 
     def preserve(self, bdf: str) -> None:
         """Name a device that later updates keep working."""
@@ -157,9 +195,13 @@ class Control:
         except FileNotFoundError as error:
             raise PkernfsError(f"{MODULE} is not loaded", f"modprobe {MODULE}") from error
         except PermissionError as error:
-            if not self._message():
+            try:
+                said = self._message()
+            except PermissionError:
+                said = ""
+            if not said:
                 raise PkernfsError(what, "run as root") from error
-            raise PkernfsError(f"{what}: {self._message()}") from error
+            raise PkernfsError(f"{what}: {said}") from error
         except OSError as error:
             raise PkernfsError(f"{what}: {self._message() or error.strerror}") from error
 
@@ -175,7 +217,7 @@ def next_kernel_line(line: BootLine, words: Sequence[str]) -> BootLine:
     """
     names = [word.partition("=")[0] for word in words]
     line = line.without(*names)
-    iommu = ",".join(line.values("intel_iommu")).split(",")
-    if "on" not in iommu or "sm_on" in iommu:
-        line = line.without("intel_iommu").plus(BootLine((_IOMMU_WORD,)))
-    return line.plus(BootLine(tuple(words)))
+    said = ",".join(line.values("intel_iommu")).split(",")
+    iommu = ",".join((*_IOMMU_MODE, *(word for word in said if word not in _IOMMU_MODES)))
+    line = line.without("intel_iommu")
+    return line.plus(BootLine((f"intel_iommu={iommu}", *words)))

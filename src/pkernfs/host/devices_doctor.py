@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pkernfs.host.machine import Machine
 _TOPIC = "devices"
 #: ECAP_REG.SMTS, Intel VT-d specification 4.1, section 11.4.3: scalable mode.
 _SCALABLE = 1 << 43
+#: To take the tables over, and to remap interrupts.
+_NEEDED = ("CONFIG_CRASH_DUMP", "CONFIG_INTEL_IOMMU", "CONFIG_IRQ_REMAP")
 _HOOK = "docs/handover.md, 'A host whose initrd brings drivers', has the hook that puts it there"
 
 
@@ -47,14 +50,40 @@ def _intel(machine: Machine, units: list[Path]) -> Iterator[Finding]:
         )
         return
     yield ok(_TOPIC, f"{len(units)} IOMMU(s), pkernfs_dma is loaded")
+    if os.geteuid() != 0:
+        return
+    for device in _control(machine).candidates():
+        if device.objection:
+            yield note(_TOPIC, f"{device.bdf} can't be preserved: it {device.objection}")
+        else:
+            yield ok(_TOPIC, f"{device.bdf} can be preserved")
 
 
 def _control(machine: Machine) -> Control:
     return Control(machine.root / str(CONTROL).lstrip("/"))
 
 
+def _configuration(machine: Machine, kernel: Kernel, device: Device) -> Iterator[Finding]:
+    """Was the next kernel built with what a hand-over needs of it? Nothing said: not known."""
+    text = machine.read(f"boot/config-{kernel.release}")
+    if text is None:
+        return
+    set_to_yes = {line.removesuffix("=y") for line in text.splitlines() if line.endswith("=y")}
+    missing = [name for name in _NEEDED if name not in set_to_yes]
+    if missing:
+        yield blocker(
+            _TOPIC,
+            f"the next kernel {kernel.release} was built without {' and '.join(missing)}, and "
+            f"{device.bdf} is preserved",
+            "another kernel, or pkernfs device release",
+            "devices.config",
+            overridable=True,
+        )
+
+
 def _next_kernel(machine: Machine, kernel: Kernel, devices: list[Device]) -> Iterator[Finding]:
     """Will the next kernel take over the preserved devices, before a driver resets them?"""
+    yield from _configuration(machine, kernel, devices[0])
     held = initrd.modules(kernel.initrd) if kernel.initrd else frozenset()
     if machine.module_file(kernel.release, MODULE) is None and not (held and MODULE in held):
         yield blocker(

@@ -79,8 +79,10 @@ def test_a_refusal_is_told_in_the_words_of_the_module(control: Control) -> None:
 @pytest.mark.parametrize(
     ("running", "expected"),
     [
-        ("intel_iommu=on quiet", "intel_iommu=on quiet elfcorehdr=0x1"),
-        ("elfcorehdr=0x9 intel_iommu=on", "intel_iommu=on elfcorehdr=0x1"),
+        # Kernels are built with scalable mode on, so it is said each time.
+        ("intel_iommu=on quiet", "quiet intel_iommu=on,sm_off elfcorehdr=0x1"),
+        ("elfcorehdr=0x9 intel_iommu=on", "intel_iommu=on,sm_off elfcorehdr=0x1"),
+        ("intel_iommu=on,igfx_off", "intel_iommu=on,sm_off,igfx_off elfcorehdr=0x1"),
         ("quiet", "quiet intel_iommu=on,sm_off elfcorehdr=0x1"),
         ("intel_iommu=sm_on,on", "intel_iommu=on,sm_off elfcorehdr=0x1"),
     ],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,39 @@ def test_a_next_kernel_without_the_module_is_refused(
     monkeypatch.setattr(initrd, "modules", lambda path: frozenset({"pkernfs_dma"}))
     assert examine(host, kernel)[1].status is Status.OK
     assert examine(host, Kernel("7.3", tmp_path / "vmlinuz", None))[1].id == "devices.module"
+
+
+@answers(
+    phase="check",
+    failure="the next kernel was built without what takes preserved devices over",
+    outcome="refused, unless --override devices.config",
+)
+def test_a_next_kernel_that_can_not_take_devices_over_is_refused(tmp_path: Path) -> None:
+    host = preserving(tmp_path)
+    (tmp_path / "boot").mkdir()
+    config = tmp_path / "boot/config-7.3"
+    kernel = Kernel("7.3", tmp_path / "vmlinuz", None)
+    built_with = "CONFIG_INTEL_IOMMU=y\nCONFIG_IRQ_REMAP=y\n"
+    config.write_text(f"# CONFIG_CRASH_DUMP is not set\n{built_with}")
+    finding = examine(host, kernel)[1]
+    assert (finding.id, finding.overridable) == ("devices.config", True)
+    assert "without CONFIG_CRASH_DUMP," in finding.text
+    config.write_text(f"CONFIG_CRASH_DUMP=y\n{built_with}")
+    assert [f.id for f in examine(host, kernel) if f.status is Status.BLOCKER] == []
+
+
+def test_what_can_be_preserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = machine(tmp_path, "intel_iommu=on", {"dmar0": LEGACY}, loaded=True)
+    (tmp_path / "sys/fs/pkernfs_dma/candidates").write_text(
+        '0000:01:00.0 reason=""\n0000:02:00.0 reason="is a USB controller: it stops"\n'
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    _, good, bad = examine(host)
+    assert (good.status, good.text) == (Status.OK, "0000:01:00.0 can be preserved")
+    assert bad.status is Status.NOTE
+    assert bad.text == "0000:02:00.0 can't be preserved: it is a USB controller: it stops"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert len(examine(host)) == 1
 
 
 def test_the_next_kernel_does_not_matter_without_a_preserved_device(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_no_device_no_change(tmp_path: Path) -> None:
 def test_armed_within_the_block_only(tmp_path: Path) -> None:
     orders = control(tmp_path, DEVICE)
     with armed(PLAN, orders) as plan:
-        assert plan.boot_line == "intel_iommu=on quiet elfcorehdr=0x100"
+        assert plan.boot_line == "quiet intel_iommu=on,sm_off elfcorehdr=0x100"
         assert orders.armed
     assert not orders.armed
 
