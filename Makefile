@@ -14,7 +14,7 @@
 # make install-docs  manual pages and shell completion, below $(DESTDIR)$(PREFIX)
 # make bench      side by side with what people use today: an hour on 2 cores, and the first
 #                 time a kernel is built for it; BENCH=quick make bench takes some minutes
-# make soak N=100  update after update between both kernels, to see leaks: about a minute each
+# make soak N=100  update after update between both kernels, to see leaks
 # make install-units  units for systemd, below DESTDIR
 #
 # On a fresh Debian 12 as root, with python3, gcc and make: the first run installs what
