@@ -131,6 +131,15 @@ def _environment(ram_bytes: int) -> dict[str, str]:
     return {"GLIBC_TUNABLES": _TUNABLES, **os.environ}
 
 
+def _have_taps(argv: tuple[str, ...], tun: str = "/dev/net/tun") -> None:
+    """Load the driver of taps where no node of it is there yet: guests come before udev."""
+    if not os.path.exists(tun) and any(
+        word.startswith(("tap,", "bridge,")) or '"tap"' in word or "type=tap" in word
+        for word in argv
+    ):
+        os.spawnlp(os.P_WAIT, "modprobe", "modprobe", "-q", "tun")
+
+
 def spawn(
     argv: tuple[str, ...],
     directory: str,
@@ -151,6 +160,7 @@ def spawn(
     path = f"{runtime}/qmp.sock"
     if os.path.lexists(path):
         os.unlink(path)
+    _have_taps(argv)
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fresh = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     log = os.open(f"{runtime}/qemu.log", fresh, 0o600)

@@ -70,3 +70,25 @@ def test_who_sets_tunables_keeps_them(tmp_path: Path, monkeypatch: pytest.Monkey
     pid, _ = launch.spawn(("/bin/sh", "-c", "env"), "/", str(tmp_path / "run"), launch.LARGE)
     os.waitpid(pid, 0)
     assert "GLIBC_TUNABLES=glibc.malloc.check=0\n" in (tmp_path / "run/qemu.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "loads"),
+    [
+        (("qemu", "-netdev", "tap,id=n,ifname=tap0"), True),
+        (("qemu", "-netdev", '{"type":"tap","id":"n"}'), True),
+        (("qemu", "-netdev", "id=n,type=tap"), True),
+        (("qemu", "-netdev", "user,id=n"), False),
+    ],
+)
+def test_the_driver_of_taps_is_loaded_where_nobody_has_done_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], loads: bool
+) -> None:
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(os, "spawnlp", lambda _, *words: said.append(words))
+    launch._have_taps(argv, str(tmp_path / "tun"))
+    assert said == ([("modprobe", "modprobe", "-q", "tun")] if loads else [])
+    said.clear()
+    (tmp_path / "tun").touch()
+    launch._have_taps(argv, str(tmp_path / "tun"))
+    assert said == []
