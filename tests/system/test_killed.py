@@ -51,6 +51,9 @@ def _kill_at(host: Machine, event: str, subject: str, both: str = "update") -> N
 def _all_as_before(guest: Tick) -> None:
     guest.counts_on()
     host = guest.host
+    # Guests come first; the guard unloads the kernel after that, and its record goes last.
+    gone = "for i in $(seq 300); do [ -e /run/pkernfs/update.journal ] || exit 0; sleep 0.2; done"
+    host.sh(gone, timeout=120)
     assert lines(host, "cat /sys/kernel/kexec_loaded") == ["0"]
     assert lines(host, "ls /run/pkernfs/update.journal 2>/dev/null || :") == []
     assert lines(host, f"ls {guest.directory}/s* 2>/dev/null || :") == []

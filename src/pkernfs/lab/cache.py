@@ -11,11 +11,13 @@ import fcntl
 import hashlib
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pkernfs.errors import PkernfsError
 from pkernfs.lab.paths import cache_root
 
 #: A lab that runs may still take files from an artifact that it asked for this long ago.
@@ -60,9 +62,25 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory that may hold a root file system; absent is fine."""
+    """Remove a directory that may hold a root file system; absent is fine.
+
+    What a killed mmdebstrap has left mounted in it (proc, sys, dev) is taken off first.
+
+    :raises PkernfsError: something stays mounted: nothing is removed then.
+    """
+    for point in reversed(_mounted_below(path)):
+        subprocess.run(["umount", "--lazy", str(point)], capture_output=True, check=False)
+    if left := _mounted_below(path):
+        raise PkernfsError(f"{left[0]} is mounted, so {path} stays", f"umount {left[0]}")
     if path.exists():
         shutil.rmtree(path)
+
+
+def _mounted_below(path: Path) -> list[Path]:
+    """Mount points within a directory, in the order in which they were mounted."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    points = (Path(line.split()[4]) for line in lines)
+    return [point for point in points if point.is_relative_to(path.resolve())]
 
 
 def artifact(

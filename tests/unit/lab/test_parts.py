@@ -362,3 +362,18 @@ _INT3 = "[  216.799850] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI"
 )
 def test_only_a_breakpoint_of_nobody_is_the_emulations_fault(lines: list[str], lost: bool) -> None:
     assert scan.lost_breakpoint(lines) is lost
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_what_a_killed_build_left_mounted_is_not_gone_through(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "build.partial/root", tmp_path / "elsewhere"
+    for path in (root / "dev", elsewhere):
+        path.mkdir(parents=True)
+    (elsewhere / "kept").touch()
+    subprocess.run(["mount", "--bind", str(elsewhere), str(root / "dev")], check=True)
+    try:
+        cache.remove_tree(tmp_path / "build.partial")
+    finally:
+        subprocess.run(["umount", str(root / "dev")], check=False, capture_output=True)
+    assert not root.exists()
+    assert (elsewhere / "kept").exists()
