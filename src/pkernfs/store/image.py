@@ -179,6 +179,9 @@ def _map(path: Path, offset: int, size: int | None, stack: ExitStack) -> Buffer:
             if not length:
                 return b""
             mapping = mmap.mmap(file.fileno(), length, prot=mmap.PROT_READ, offset=offset)
+            # A slot here and there is read: with what the kernel reads ahead of each, a large
+            # sparse file would fill all of memory with its holes.
+            mapping.madvise(mmap.MADV_RANDOM)
             return stack.enter_context(mapping)
     except OSError as error:
         raise cannot_map(path, error) from error

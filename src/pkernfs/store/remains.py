@@ -8,8 +8,12 @@ blocks, or by the header of any of its metadata blocks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from pkernfs.store import layout
+
+_MAGIC_AT: Final = layout.HEADER.offsets["magic"]
+_MAGIC: Final = layout.META_MAGIC.to_bytes(layout.WORD.size, "little")
 
 #: A copy of a slot by its number; shorter than a slot beyond the end.
 Slots = Callable[[int], bytes]
@@ -38,10 +42,10 @@ def _super_like(data: bytes) -> bool:
 
 def _header_like(slot: Slots, block: int) -> bool:
     data = slot(block * layout.SLOTS_PER_BLOCK + layout.HEADER_SLOT)
-    if len(data) < layout.HEADER.size:
+    # Taking a header apart costs more than to see that it is none.
+    if len(data) < layout.HEADER.size or not data.startswith(_MAGIC, _MAGIC_AT):
         return False
-    values = layout.HEADER.unpack(data)
-    return bool(values["magic"] == layout.META_MAGIC and values["block"] == block)
+    return bool(layout.HEADER.unpack(data)["block"] == block)
 
 
 def _half_made(slot: Slots) -> bool:
