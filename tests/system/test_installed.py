@@ -8,6 +8,7 @@ there, as the documents say.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,13 @@ from tests.conftest import HostFactory
 from . import tick
 from .tick import Tick
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(
+        not Path("/dev/loop-control").exists(), reason="no loop devices to make the disk with"
+    ),
+]
 
 _DISKS = "/var/lib/vms"
 _UNIT = "pkernfs-vm@web.service"
