@@ -20,7 +20,7 @@ from . import tick
 from .tick import Tick
 
 pytestmark = [
-    pytest.mark.system,
+    pytest.mark.installed,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(
         not Path("/dev/loop-control").exists(), reason="no loop devices to make the disk with"
