@@ -172,7 +172,7 @@ def test_without_its_guard_it_is_undone_by_hand(
 @answers(
     phase="up to the jump",
     failure="a guest can't be let run on after that",
-    outcome="said, exit status 1; the others run; --recover tries again",
+    outcome="said, exit status 3; the others run; --recover tries again",
 )
 def test_what_can_not_be_undone_is_said_and_tried_again(
     host: FakeHost, jumper: FakeKexec, monkeypatch: pytest.MonkeyPatch
