@@ -2,14 +2,13 @@
 #
 # make demo       a guest outlives its host's kernel, in a virtual host on this machine
 # make demo-passthrough  the same with a network card of the host that is passed through to it
-# make test       all tests but those of the next lines, about an hour on 2 cores
+# make test       all tests but those of the next lines
 # make test-passthrough  guests with a passed-through network card, 6 minutes if the card does not fail
-# make test-installed  pkernfs on an ordinary Debian, booted by GRUB: ten minutes, and the first
-#                 time its disk is made, ten minutes more; needs loop devices
+# make test-installed  pkernfs on an ordinary Debian, booted by GRUB: 12 minutes beside other work,
+#                 and the first time its disk is made; needs loop devices
 # make test-system  the ones in virtual hosts
 # make test-debug  filesystem and devices on a kernel that checks itself (KASAN, lockdep, kmemleak),
-#                 and allocations that fail, each in turn: an hour or two on 2 cores; the first
-#                 time that kernel is built, half an hour more
+#                 and allocations that fail, each in turn; the first time that kernel is built
 # make test-unit  the ones without a virtual host, a minute or two
 # make lint       ruff and mypy
 # make man        manual pages, in build/man

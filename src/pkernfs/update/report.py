@@ -146,8 +146,9 @@ def _network(
     found = []
     for name, record in sorted(last.items()):
         value = json.loads(record.text)
-        back = value["state"] == "back" and stopped_s is not None
-        dark = times.of(record) - stopped_s if back and stopped_s is not None else None
+        dark = None
+        if value["state"] == "back" and stopped_s is not None:
+            dark = times.of(record) - stopped_s
         found.append({"interface": name, **value, "dark_s": _rounded(dark)})
     return found
 
