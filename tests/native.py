@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -284,8 +285,13 @@ class Native:
         size: int = self._call("dump", None, 0)
         buffer = ctypes.create_string_buffer(size + 1)
         self._call("dump", buffer, size)
-        fields = [line.split("\t") for line in buffer.value.decode("latin-1").splitlines()]
+        fields = [line.split("\t") for line in buffer.value.decode("ascii").splitlines()]
         return tuple(
-            Line(path, int(ino), int(mode, 8), int(length), rest)
+            Line(unescaped(path), int(ino), int(mode, 8), int(length), unescaped(rest))
             for path, ino, mode, length, rest in fields
         )
+
+
+def unescaped(text: str) -> str:
+    """What ``dump_text()`` of native_paths.c was given, a character per byte."""
+    return re.sub(r"\\x(..)", lambda match: chr(int(match[1], 16)), text)

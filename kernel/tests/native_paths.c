@@ -221,6 +221,17 @@ u32 pkn_digest(struct pkn *n, const char *path)
 	return ~crc;
 }
 
+/* Any byte can be in a name: what could be taken for the end of a field is escaped. */
+static void dump_text(const char *text, u32 len, FILE *out)
+{
+	for (; len--; text++) {
+		if (*text > ' ' && *text < 0x7f && *text != '\\')
+			fputc(*text, out);
+		else
+			fprintf(out, "\\x%02x", (u8)*text);
+	}
+}
+
 static void dump_path(struct pkn *n, const struct pkernfs_node *node, FILE *out)
 {
 	const char *name;
@@ -230,7 +241,8 @@ static void dump_path(struct pkn *n, const struct pkernfs_node *node, FILE *out)
 		return;
 	dump_path(n, node->parent, out);
 	name = pkernfs_node_name(n->store, node, &len);
-	fprintf(out, "/%.*s", (int)len, name);
+	fputc('/', out);
+	dump_text(name, len, out);
 }
 
 static void dump_extents(struct pkn *n, const struct pkernfs_node *node, FILE *out)
@@ -260,7 +272,7 @@ static void dump_node(struct pkn *n, const struct pkernfs_node *node, FILE *out)
 	if (S_ISREG(mode))
 		dump_extents(n, node, out);
 	else if (S_ISLNK(mode))
-		fprintf(out, "%.*s", (int)size, inode->payload);
+		dump_text((const char *)inode->payload, size, out);
 	fputc('\n', out);
 }
 
