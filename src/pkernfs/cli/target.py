@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pkernfs import mountinfo
 from pkernfs.errors import PkernfsError
 from pkernfs.store.image import Image, open_image
 from pkernfs.store.regions import mount_of, only_region, open_region, region_names
@@ -102,7 +103,7 @@ def _resolve(text: str | None) -> Target:
         return Target(text, region=text)
     if "!" in text and not Path(text).exists():
         return _range(text)
-    mount = mount_of(Path(text), Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    mount = mount_of(Path(text), mountinfo.own())
     if mount is not None:
         inside = Path(text).absolute().relative_to(mount.point)
         path = "" if inside == Path() else str(inside)

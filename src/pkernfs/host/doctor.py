@@ -18,9 +18,10 @@ from pkernfs.errors import PkernfsError
 from pkernfs.host import attended, grub, kernels, kexec
 from pkernfs.host.bootline import is_reserved, reserving_word
 from pkernfs.host.kernels import Kernel
-from pkernfs.host.machine import FSTYPE, MODULE, Machine
+from pkernfs.host.machine import MODULE, Machine
 from pkernfs.host.ranges import Region
 from pkernfs.host.stores import Store, stores
+from pkernfs.mountinfo import FSTYPE
 
 #: What loading a kernel takes beside its files (bytes).
 _MEMORY_MARGIN = 32 << 20

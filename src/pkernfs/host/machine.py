@@ -6,17 +6,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from pkernfs import mountinfo
 from pkernfs.errors import PkernfsError
 from pkernfs.host.bootline import MARKER, BootLine
 from pkernfs.host.ranges import Range, Region, parse_iomem, parse_regions
+from pkernfs.mountinfo import FSTYPE, Mounted
 
 MODULE = "pkernfs"
-FSTYPE = "pkernfs"
 DEFAULT_STORE = Path("/mnt/pkernfs")
 
 
@@ -92,23 +92,19 @@ class Machine:
                     return found[0]
         return None
 
+    def mounted(self) -> list[Mounted]:
+        """What is mounted, in the order in which it was."""
+        return mountinfo.parse(self.read("proc/self/mountinfo") or "")
+
     def filesystem_of(self, path: Path) -> str | None:
         """Type of the filesystem that is mounted at exactly ``path``; None when none is."""
-        # Octal escapes of proc_pid_mountinfo(5); a mount point of ours needs none.
-        for line in reversed((self.read("proc/self/mountinfo") or "").splitlines()):
-            match = re.match(r"\S+ \S+ \S+ \S+ (\S+) .*? - (\S+) ", line)
-            if match and match[1] == str(path):
-                return match[2]
-        return None
+        types = (each.fstype for each in reversed(self.mounted()) if each.point == path)
+        return next(types, None)
 
     def mounts_of(self, region: str) -> set[Path]:
         """Where the store of a region is mounted; the module names it as the mount's source."""
-        lines = (self.read("proc/self/mountinfo") or "").splitlines()
-        parts = (line.partition(" - ") for line in lines)
         return {
-            Path(before.split()[4])
-            for before, _, after in parts
-            if after.split()[:2] == [FSTYPE, region]
+            each.point for each in self.mounted() if each.fstype == FSTYPE and each.source == region
         }
 
 

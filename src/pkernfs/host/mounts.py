@@ -8,12 +8,12 @@ into that one, which must not be frozen yet.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.host.machine import Machine
+from pkernfs.mountinfo import Mounted
 
 # Nothing of them is left when the kernel ends, and the store takes care of itself.
 _IN_MEMORY = frozenset(
@@ -70,34 +70,7 @@ class Mount:
         return bool(self.devices)
 
 
-@dataclass(frozen=True)
-class _Line:
-    number: str
-    point: Path
-    fstype: str
-    source: str
-    options: tuple[str, ...]
-
-
-def _plain(text: str) -> str:
-    """Without the octal escapes of proc_pid_mountinfo(5)."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def _lines(machine: Machine) -> list[_Line]:
-    found = []
-    for text in (machine.read("proc/self/mountinfo") or "").splitlines():
-        before, _, after = text.partition(" - ")
-        fields, rest = before.split(), after.split()
-        if len(fields) < 5 or len(rest) < 3:
-            continue
-        point = Path(_plain(fields[4]))
-        options = tuple(map(_plain, rest[2].split(",")))
-        found.append(_Line(fields[2], point, rest[0], _plain(rest[1]), options))
-    return found
-
-
-def _visible(lines: Sequence[_Line]) -> Iterator[_Line]:
+def _visible(lines: Sequence[Mounted]) -> Iterator[Mounted]:
     """Without mounts that a later one, at their place or above it, hides."""
     for index, line in enumerate(lines):
         later = {other.point for other in lines[index + 1 :]}
@@ -127,7 +100,7 @@ def _all_of_btrfs(machine: Machine, number: str) -> set[str]:
     return set()
 
 
-def _devices_of(machine: Machine, line: _Line) -> tuple[str, ...]:
+def _devices_of(machine: Machine, line: Mounted) -> tuple[str, ...]:
     if not line.number.startswith("0:"):
         found = {line.number}
     else:
@@ -144,7 +117,7 @@ def _devices_of(machine: Machine, line: _Line) -> tuple[str, ...]:
     return tuple(sorted(found - {""}))
 
 
-def _upper_of(line: _Line) -> Path | None:
+def _upper_of(line: Mounted) -> Path | None:
     for option in line.options:
         name, _, value = option.partition("=")
         if line.fstype == "overlay" and name == "upperdir":
@@ -155,7 +128,7 @@ def _upper_of(line: _Line) -> Path | None:
 def writable(machine: Machine) -> list[Mount]:
     """Every filesystem that may hold data which is not on its disk or server yet, once."""
     found: dict[str, Mount] = {}
-    for line in _visible(_lines(machine)):
+    for line in _visible(machine.mounted()):
         if "ro" in line.options or line.fstype in _IN_MEMORY or line.number in found:
             continue
         devices = _devices_of(machine, line)
@@ -188,14 +161,14 @@ def _parts(machine: Machine, number: str) -> tuple[set[str], set[Path]]:
 def under(machine: Machine, point: Path) -> set[str]:
     """Numbers of all block devices that the filesystem mounted at ``point`` lies on."""
     found: set[str] = set()
-    for line in _visible(_lines(machine)):
+    for line in _visible(machine.mounted()):
         if line.point == point:
             for number in _devices_of(machine, line):
                 found |= _parts(machine, number)[0]
     return found
 
 
-def _holder(mounts: Sequence[Mount], points: Sequence[_Line], path: Path) -> set[str]:
+def _holder(mounts: Sequence[Mount], points: Sequence[Mounted], path: Path) -> set[str]:
     """Number of the filesystem that a file lies on, by its path: to ask the disk may hang."""
     above = [line for line in points if line.point == path or line.point in path.parents]
     known = {mount.number for mount in mounts}
@@ -206,7 +179,7 @@ def _holder(mounts: Sequence[Mount], points: Sequence[_Line], path: Path) -> set
 
 def _below(machine: Machine, mounts: Sequence[Mount]) -> dict[str, set[str]]:
     """For each filesystem those that it rests on directly."""
-    points = list(_visible(_lines(machine)))
+    points = list(_visible(machine.mounted()))
     parts = {
         mount.number: [_parts(machine, number) for number in mount.devices] for mount in mounts
     }

@@ -9,7 +9,6 @@ from pathlib import Path
 from pkernfs.errors import PkernfsError
 from pkernfs.host.machine import (
     DEFAULT_STORE,
-    FSTYPE,
     MODULE,
     Machine,
     load_module,
@@ -17,6 +16,7 @@ from pkernfs.host.machine import (
     require_store,
 )
 from pkernfs.host.ranges import Region
+from pkernfs.mountinfo import FSTYPE
 
 
 @dataclass(frozen=True)

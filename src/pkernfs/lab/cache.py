@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pkernfs import mountinfo
 from pkernfs.errors import PkernfsError
 from pkernfs.lab.paths import cache_root
 
@@ -78,8 +79,7 @@ def remove_tree(path: Path) -> None:
 
 def _mounted_below(path: Path) -> list[Path]:
     """Mount points within a directory, in the order in which they were mounted."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    points = (Path(line.split()[4]) for line in lines)
+    points = (mounted.point for mounted in mountinfo.own())
     return [point for point in points if point.is_relative_to(path.resolve())]
 
 

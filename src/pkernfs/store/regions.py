@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError
+from pkernfs.mountinfo import FSTYPE, Mounted
 from pkernfs.store.image import REGIONS, Image, RegionImage
-
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
@@ -63,30 +61,16 @@ def open_region(name: str, directory: Path = REGIONS) -> Iterator[Image]:
         yield image
 
 
-def mounts(mountinfo: str) -> list[Mount]:
-    """Where stores are mounted.
-
-    :param mountinfo: /proc/self/mountinfo; its format is in proc_pid_mountinfo(5). The
-        module gives the region as the mount's source (kernel/fs/super.c).
-    """
-    found = []
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, rest = before.split(" "), after.split(" ")
-        if rest[0] == "pkernfs" and len(fields) > 4 and len(rest) > 1:
-            found.append(Mount(Path(_plain(fields[4])), _plain(rest[1])))
-    return found
+def mounts(mounted: Iterable[Mounted]) -> list[Mount]:
+    """Where stores are mounted."""
+    return [Mount(each.point, each.source) for each in mounted if each.fstype == FSTYPE]
 
 
-def _plain(text: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
-
-
-def mount_of(path: Path, mountinfo: str) -> Mount | None:
+def mount_of(path: Path, mounted: Iterable[Mounted]) -> Mount | None:
     """The mounted store that a path lies in, if it lies in one.
 
     :param path: is not followed beyond the mount point.
     """
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - symlinks in the store stay
-    inside = [mount for mount in mounts(mountinfo) if absolute.is_relative_to(mount.point)]
+    inside = [mount for mount in mounts(mounted) if absolute.is_relative_to(mount.point)]
     return max(inside, key=lambda mount: len(mount.point.parts), default=None)

@@ -13,7 +13,8 @@ from pkernfs.host import devices_doctor
 from pkernfs.host import doctor as host_doctor
 from pkernfs.host.doctor import Finding, Status, blocker, hint_of, note, ok
 from pkernfs.host.kernels import Kernel
-from pkernfs.host.machine import FSTYPE, Machine
+from pkernfs.host.machine import Machine
+from pkernfs.mountinfo import FSTYPE
 from pkernfs.update import journal, outsiders, units, watchdog
 from pkernfs.update import plan as planning
 from pkernfs.update.lock import check_free

@@ -31,7 +31,8 @@ from pkernfs.host import freeze, kernels, kexec
 from pkernfs.host.bootline import MARKER, BootLine, next_boot_line, word_name
 from pkernfs.host.devices import Control, next_kernel_line
 from pkernfs.host.kernels import Kernel
-from pkernfs.host.machine import FSTYPE, Machine
+from pkernfs.host.machine import Machine
+from pkernfs.mountinfo import FSTYPE
 from pkernfs.update import plan as planning
 from pkernfs.update import reported
 from pkernfs.update.lock import holder, update_lock

@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pkernfs.host.machine import FSTYPE, Machine
+from pkernfs.host.machine import Machine
+from pkernfs.mountinfo import FSTYPE
 from pkernfs.vmm.options import parse
 
 #: A descriptor of a virtual machine (kvm_dev_ioctl_create_vm() in virt/kvm/kvm_main.c).
@@ -101,12 +102,10 @@ class Census:
 def _stores(machine: Machine) -> Mapping[str, Path]:
     """Mount points of the stores, by the device number as proc_pid_maps(5) writes it."""
     found: dict[str, Path] = {}
-    for line in (machine.read("proc/self/mountinfo") or "").splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split()[:1] == [FSTYPE]:
-            _, _, device, _, point = before.split()[:5]
-            major, _, minor = device.partition(":")
-            found[f"{int(major):02x}:{int(minor):02x}"] = Path(point)
+    for mounted in machine.mounted():
+        if mounted.fstype == FSTYPE:
+            major, _, minor = mounted.number.partition(":")
+            found[f"{int(major):02x}:{int(minor):02x}"] = mounted.point
     return found
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host import numa
-from pkernfs.host.machine import FSTYPE, Machine
+from pkernfs.host.machine import Machine
 from pkernfs.host.stores import Store, stores
+from pkernfs.mountinfo import FSTYPE
 
 
 def choose_store(

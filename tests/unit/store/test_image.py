@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pkernfs.errors import PkernfsError
+from pkernfs.mountinfo import parse
 from pkernfs.store.check import check
 from pkernfs.store.findings import Verdict
 from pkernfs.store.image import Image, RegionImage, cannot_map, consistent, open_image
@@ -178,7 +179,7 @@ def test_reading_gives_up_when_they_never_stop_changing() -> None:
         check(Restless(Writer().buffer))
 
 
-MOUNTINFO = (
+MOUNTED = parse(
     "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
     "40 22 0:40 / /mnt/pkernfs rw - pkernfs main rw\n"
     "41 22 0:41 / /mnt/a\\040b rw shared:3 - pkernfs b rw\n"
@@ -186,8 +187,8 @@ MOUNTINFO = (
 
 
 def test_mounts() -> None:
-    assert mounts(MOUNTINFO) == [Mount(Path("/mnt/pkernfs"), "main"), Mount(Path("/mnt/a b"), "b")]
-    found = mount_of(Path("/mnt/pkernfs/vm/ram"), MOUNTINFO)
+    assert mounts(MOUNTED) == [Mount(Path("/mnt/pkernfs"), "main"), Mount(Path("/mnt/a b"), "b")]
+    found = mount_of(Path("/mnt/pkernfs/vm/ram"), MOUNTED)
     assert found is not None
     assert found.region == "main"
-    assert mount_of(Path("/mnt/pkernfs2"), MOUNTINFO) is None
+    assert mount_of(Path("/mnt/pkernfs2"), MOUNTED) is None
