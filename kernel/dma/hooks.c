@@ -129,7 +129,8 @@ static struct touch_point touch_points[] = {
 	}, {
 		.symbol = "iommu_context_addr", .kind = TOUCH_HOOK,
 		.why = "while a switch is prepared, the driver works on a context entry aside",
-		.others = NOTHING, .replacement = hook_context_addr,
+		.others = NOTHING, .caller = "domain_context_mapping_one",
+		.replacement = hook_context_addr,
 		.resolved = resolved_orig_context_addr,
 	}, {
 		.symbol = "intel_iommu_attach_device", .kind = TOUCH_HOOK,

@@ -18,17 +18,21 @@
 #include <linux/slab.h>
 #include <linux/static_call.h>
 #include <linux/string.h>
+#include <linux/unaligned.h>
 
 static char *require;
 module_param(require, charp, 0444);
-MODULE_PARM_DESC(require, "further symbols, with commas: refuse a kernel without them (for tests)");
+MODULE_PARM_DESC(require, "further symbols, or caller>symbol, with commas: refuse a kernel without "
+		 "them (for tests)");
 
 /* Types of what is only called; there are no such functions. */
 int call_each_match(int (*fn)(void *data, unsigned long addr), const char *name, void *data);
 unsigned long call_lookup(const char *name);
+int call_size(unsigned long addr, unsigned long *size, unsigned long *offset);
 
 DEFINE_STATIC_CALL_NULL(each_match, call_each_match);
 DEFINE_STATIC_CALL_NULL(lookup, call_lookup);
+DEFINE_STATIC_CALL_NULL(lookup_size, call_size);
 
 /* Tasks inside a hook. */
 static atomic_t hooks_active;
@@ -88,6 +92,56 @@ static int check_unique(const char *symbol, const char *why)
 	return matches ? -ENOTUNIQ : -ENOENT;
 }
 
+#define CALL_SIZE	5	/* CALL rel32: e8 and four bytes, Intel SDM volume 2A */
+#define CALL_OPCODE	0xe8
+
+/*
+ * A call goes to where the symbol is, behind an ENDBR there, or to padding before it (call
+ * depth tracking).
+ */
+static bool calls(unsigned long from, unsigned long size, unsigned long target)
+{
+	unsigned long at;
+
+	for (at = from; at + CALL_SIZE <= from + size; at++) {
+		if (*(u8 *)at != CALL_OPCODE)
+			continue;
+		if (at + CALL_SIZE + get_unaligned((s32 *)(at + 1)) - (target - 16) <= 16 + 4)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A function that was inlined into its callers still has a symbol, and diverting that is in
+ * vain. Callers of other source files, and those through a pointer, can't have it inlined.
+ */
+static int check_called(const char *caller, const char *symbol)
+{
+	unsigned long from, size, offset;
+	int err;
+
+	err = check_unique(caller, symbol);
+	if (err)
+		return err;
+	from = static_call(lookup)(caller);
+	if (!from || !static_call(lookup_size)(from, &size, &offset)) {
+		pr_err("refused: %s can't be found\n", caller);
+		return -ENOENT;
+	}
+	if (calls(from, size, static_call(lookup)(symbol)))
+		return 0;
+	pr_err("refused: %s does not call %s, which may be inlined there\n", caller, symbol);
+	return -EOPNOTSUPP;
+}
+
+static int check_one_required(char *word)
+{
+	char *caller = strsep(&word, ">");
+
+	return word ? check_called(caller, word) : check_unique(caller, "required by a parameter");
+}
+
 static int check_required(void)
 {
 	char *list, *rest, *symbol;
@@ -99,7 +153,7 @@ static int check_required(void)
 	if (!list)
 		return -ENOMEM;
 	while (!err && (symbol = strsep(&rest, ",")))
-		err = check_unique(symbol, "required by a parameter");
+		err = check_one_required(symbol);
 	kfree(list);
 	return err;
 }
@@ -130,6 +184,11 @@ static int resolve(struct touch_point *point)
 	if (point->kind == TOUCH_HOOK && !traced) {
 		pr_err("refused: %s can't be diverted by ftrace\n", point->symbol);
 		return -EOPNOTSUPP;
+	}
+	if (point->caller) {
+		err = check_called(point->caller, point->symbol);
+		if (err)
+			return err;
 	}
 	point->ip = addr;
 	point->resolved((void *)(traced ? addr + MCOUNT_INSN_SIZE : addr));
@@ -170,6 +229,10 @@ static int resolve_helpers(void)
 	if (err)
 		goto refused;
 	static_call_update(lookup, (typeof(&call_lookup))addr);
+	err = function_address("kallsyms_lookup_size_offset", &addr, &traced);
+	if (err)
+		goto refused;
+	static_call_update(lookup_size, (typeof(&call_size))addr);
 	return 0;
 refused:
 	pr_err("refused: symbols can't be looked up (%d): kprobes off, or locked down\n", err);

@@ -13,6 +13,7 @@ struct touch_point {
 	enum touch_kind kind;
 	const char *why;
 	const char *others;		/* for a device that is not ours */
+	const char *caller;		/* of the same source file, where it could be inlined */
 	void *replacement;		/* of a hook */
 	void (*resolved)(void *addr);	/* takes the original's address */
 	struct ftrace_ops ops;

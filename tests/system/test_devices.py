@@ -233,6 +233,16 @@ def test_an_unknown_kernel(host: Machine) -> None:
     host.sh("touch /mnt/pkernfs/there && modprobe pkernfs_dma && rmmod pkernfs_dma").check()
 
 
+def test_a_kernel_that_has_inlined_what_is_diverted(host: Machine) -> None:
+    fine = "domain_context_clear_one>iommu_context_addr"
+    refusal(
+        host, f"modprobe pkernfs_dma 'require={fine},domain_context_clear_one>pci_clear_master'"
+    )
+    what = "refused: domain_context_clear_one does not call pci_clear_master"
+    assert on.kernel_says(host, what)
+    host.sh(f"modprobe pkernfs_dma 'require={fine}' && rmmod pkernfs_dma").check()
+
+
 @answers(
     phase="next kernel",
     failure="the module for devices refuses it",
