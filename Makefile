@@ -28,7 +28,7 @@ DATADIR = $(DESTDIR)$(PREFIX)/share
 READY := $(VENV)/.ready
 PYTEST := $(VENV)/bin/python -m pytest
 
-# A host under test has one processor, so two of them at a time fill two cores.
+# Two hosts at a time, on two cores; a host under test has two processors, or one with KVM in it.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # The emulation itself fails in one of a hundred hosts or so (a nested guest that never prints
 # its first line). A test that fails because its host does not answer is run once more, and the
