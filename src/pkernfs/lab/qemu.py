@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pkernfs.lab import hardware
+from pkernfs.lab import hardware, stamps
 
 if TYPE_CHECKING:
     from pkernfs.lab.machine import HostConfig
@@ -140,7 +140,7 @@ class Plan:
         config = self.config
         words = ["console=ttyS0", "loglevel=7", "panic=-1", "intel_iommu=on", "no_timer_check"]
         # Emulation on a busy machine stands still for seconds at a time.
-        words += ["rcupdate.rcu_cpu_stall_timeout=120", "tsc=reliable"]
+        words += ["rcupdate.rcu_cpu_stall_timeout=120", "tsc=reliable", *stamps.words()]
         words += config.layout.boot_words
         if config.systemd or config.units:
             words.append("pkernfs_lab=systemd")

@@ -6,14 +6,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pkernfs.errors import PkernfsError, UsageError
+from pkernfs.host import clock
 from pkernfs.host.ranges import Range
-from pkernfs.lab import cache, cpio, image, mirror, modtree, scan
+from pkernfs.lab import cache, cpio, image, mirror, modtree, scan, stamps
 from pkernfs.lab.emulator import SETTING, emulator
 from pkernfs.lab.image import HostImage
 from pkernfs.lab.machine import HostConfig
@@ -181,9 +183,21 @@ def test_boot_line_tells_the_host_what_to_leave_out() -> None:
     plain = _plan(HostConfig()).boot_line().split()
     assert "memmap=1G$0x100000000" in plain
     assert not [word for word in plain if word.startswith("pkernfs_lab")]
+    assert set(stamps.words()) <= set(plain)
     special = _plan(HostConfig(systemd=True, store=False, append=("crashkernel=256M",)))
     words = special.boot_line().split()
     assert {"pkernfs_lab=systemd", "pkernfs_lab_store=no", "crashkernel=256M"} <= set(words)
+
+
+def test_a_host_is_told_how_fast_its_time_stamps_are() -> None:
+    if clock.read().tsc == 0:
+        pytest.skip("this machine has no time stamp counter")
+    (word,) = stamps.words()
+    first = clock.read()
+    time.sleep(0.5)
+    scale = clock.calibrate([first, clock.read()])
+    # The kernel corrects what is a hundredth off.
+    assert int(word.removeprefix("tsc_early_khz=")) * 1000 == pytest.approx(scale.hertz, rel=0.05)
 
 
 @pytest.mark.parametrize(
