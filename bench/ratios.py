@@ -290,7 +290,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(arguments: argparse.Namespace) -> Results:
-    """A whole run; with several processors the emulation may fail (see HostConfig.cpus)."""
+    """A whole run; with several processors the emulation may fail (see HostConfig.kvm)."""
     for _ in range(_TRIES - 1):
         try:
             return _try(arguments)
@@ -300,7 +300,7 @@ def _measure(arguments: argparse.Namespace) -> Results:
 
 
 def _try(arguments: argparse.Namespace) -> Results:
-    config = HostConfig(kernel=KERNEL, cpus=arguments.cpus)
+    config = HostConfig(kernel=KERNEL, kvm=True, cpus=arguments.cpus)
     if arguments.part == "size":
         layout = Layout.of(region=66 * GIB, ram=70 * GIB)
         config = dataclasses.replace(config, layout=layout, used=6 * GIB)

@@ -91,7 +91,7 @@ class _Soak:
 def _soaked(place: Path) -> Iterator[_Soak]:
     device = devices.Proof(Wire(place), place / "frames")
     extra = devices.nic_arguments(device.wire)
-    config = HostConfig(kernel=_KERNELS[0], extra=extra, allowed=devices.EXPECTED)
+    config = HostConfig(kernel=_KERNELS[0], kvm=True, extra=extra, allowed=devices.EXPECTED)
     with Machine(config) as host:
         say(f"host on {host.hello.kernel}, logs in {host.logs}")
         tree.make(host)

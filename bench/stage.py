@@ -58,6 +58,7 @@ class Room:
             words.append(f"memmap={format_size(self.pmem)}!{format_size(HIGH_START + self.region)}")
         return HostConfig(
             kernel=self.kernel,
+            kvm=True,
             layout=Layout(_LOW + self.region + self.pmem + self.ordinary, self.region),
             append=tuple(words),
             scratch=self.scratch,

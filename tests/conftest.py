@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from pkernfs.errors import PkernfsError
 from pkernfs.lab.debug_kernel import SLOWDOWN
 from pkernfs.lab.image import DEBUG
 from pkernfs.lab.machine import HostConfig, Machine
@@ -76,58 +75,51 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture(scope="session")
-def shared_host() -> Iterator[Callable[[str], Machine]]:
-    """A function from a kernel's name to the running host that all tests share."""
-    with contextlib.ExitStack() as stack:
-        hosts: dict[str, Machine] = {}
+def with_kvm(node: pytest.Item | pytest.Collector) -> bool:
+    """The one setting by which tests choose: the mark ``kvm``, see HostConfig.kvm."""
+    return node.get_closest_marker("kvm") is not None
 
-        def get(kernel: str) -> Machine:
-            # Another one when the emulation let it down, or all tests after that would fail.
-            if kernel not in hosts or hosts[kernel].lost_breakpoint:
-                config = HostConfig(kernel=kernel, cpus=2)
-                hosts[kernel] = stack.enter_context(_shared(Machine(config)))
-            return hosts[kernel]
+
+@pytest.fixture(scope="session")
+def shared_host() -> Iterator[Callable[[str, bool], Machine]]:
+    """A function to the running host that all tests share, of a kernel, with or without KVM."""
+    with contextlib.ExitStack() as stack:
+        hosts: dict[tuple[str, bool], Machine] = {}
+
+        def get(kernel: str, kvm: bool) -> Machine:
+            if (kernel, kvm) not in hosts:
+                config = HostConfig(kernel=kernel, kvm=kvm)
+                hosts[kernel, kvm] = stack.enter_context(_watched(Machine(config)))
+            return hosts[kernel, kvm]
 
         yield get
-
-
-@contextlib.contextmanager
-def _shared(machine: Machine) -> Iterator[Machine]:
-    """A host whose end is no failure if the emulation ended it: a test has said so by then."""
-    try:
-        with _watched(machine):
-            yield machine
-    except PkernfsError:
-        if not machine.lost_breakpoint:
-            raise
 
 
 def _without_new_problems(machine: Machine) -> Iterator[Machine]:
     before = len(machine.problems)
     yield machine
-    if machine.lost_breakpoint:
-        raise PkernfsError("the emulation lost a breakpoint (see HostConfig.cpus)")
     fresh = machine.problems[before:]
     assert not fresh, f"this test left bad lines in the kernel log: {fresh[:5]}"
 
 
 @pytest.fixture
-def host(shared_host: Callable[[str], Machine]) -> Iterator[Machine]:
+def host(
+    request: pytest.FixtureRequest, shared_host: Callable[[str, bool], Machine]
+) -> Iterator[Machine]:
     """The shared host on 6.12, with a store. Leave nothing behind in it."""
-    yield from _without_new_problems(shared_host("6.12"))
+    yield from _without_new_problems(shared_host("6.12", with_kvm(request.node)))
 
 
 @pytest.fixture(params=_KERNELS)
 def each_host(
-    request: pytest.FixtureRequest, shared_host: Callable[[str], Machine]
+    request: pytest.FixtureRequest, shared_host: Callable[[str, bool], Machine]
 ) -> Iterator[Machine]:
     """The shared host of every kernel, one after the other."""
-    yield from _without_new_problems(shared_host(request.param))
+    yield from _without_new_problems(shared_host(request.param, with_kvm(request.node)))
 
 
 @pytest.fixture
-def new_host() -> Iterator[HostFactory]:
+def new_host(request: pytest.FixtureRequest) -> Iterator[HostFactory]:
     """Boots a host of the test's own, by the fields of HostConfig; it ends with the test.
 
     For tests that replace the host's kernel, let it panic, or need a special one.
@@ -135,7 +127,8 @@ def new_host() -> Iterator[HostFactory]:
     with contextlib.ExitStack() as stack:
 
         def boot(**fields: Any) -> Machine:
-            context: AbstractContextManager[Machine] = _watched(Machine(HostConfig(**fields)))
+            config = HostConfig(kvm=with_kvm(request.node), **fields)
+            context: AbstractContextManager[Machine] = _watched(Machine(config))
             return stack.enter_context(context)
 
         yield boot

@@ -32,7 +32,7 @@ def _host(stage: Stage) -> Iterator[tuple[Machine, FrameSource]]:
         place = Path(name)
         wire = Wire(place)
         extra = devices.nic_arguments(wire)
-        with Machine(HostConfig(_KERNEL, extra=extra, allowed=devices.EXPECTED)) as host:
+        with Machine(HostConfig(_KERNEL, cpus=1, extra=extra, allowed=devices.EXPECTED)) as host:
             devices.receive(host, "start")
             log, interval = place / "frames", devices.INTERVAL_S
             source = FrameSource(wire, log, run=devices.RUN, interval_s=interval)

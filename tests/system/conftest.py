@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pkernfs.lab.machine import Machine
+from tests.conftest import with_kvm
 
 from . import tick
 from .tick import Tick
 
 
 @pytest.fixture(scope="module")
-def counting(shared_host: Callable[[str], Machine]) -> Iterator[Tick]:
+def counting(
+    request: pytest.FixtureRequest, shared_host: Callable[[str, bool], Machine]
+) -> Iterator[Tick]:
     """A counting guest on the shared host, for all tests that leave it running."""
-    host = shared_host("6.12")
+    host = shared_host("6.12", with_kvm(request.node))
     yield tick.start(host, "tick")
     host.sh("pkernfs vm stop tick --force --delete; rm -rf /mnt/pkernfs/updates").check()
 

@@ -14,7 +14,7 @@ from tests.conftest import HostFactory
 from . import tick
 from .tick import Tick
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.kvm, pytest.mark.timeout(1200)]
 
 _IMAGE = "/mnt/scratch/tick.img"
 

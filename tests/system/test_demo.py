@@ -13,7 +13,7 @@ from pkernfs.lab.machine import Machine
 from pkernfs.lab.witness import BEAT_S, Witness, parse
 from tests.conftest import HostFactory
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.kvm]
 
 
 def _survived(host: Machine, evidence: dict[str, demo.Evidence]) -> None:

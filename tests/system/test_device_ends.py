@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from pkernfs.lab import devices
+from pkernfs.lab import devices, hardware
+from pkernfs.lab.hardware import HARDWARE
 from pkernfs.lab.machine import HostConfig, Machine
 from pkernfs.vfio.edu_program import IOVA, PATTERN
 from tests.answers import answers
@@ -123,26 +122,20 @@ with Container() as container, Group.of(sys.argv[1]) as group:
 """
 
 
-def nvme(image: Path) -> tuple[str, ...]:
-    """A disk behind the IOMMU, that a driver of the kernel drives."""
-    image.write_bytes(b"disk" * (1 << 20))
-    drive = f"file={image},if=none,id=nvme,format=raw"
-    return ("-drive", drive, "-device", "nvme,drive=nvme,serial=1,addr=0x12")
-
-
 @pytest.mark.parametrize(("kernel", "after"), [("6.12", "7.3"), ("7.3", "6.12")])
-def test_other_devices_of_a_host_that_does_not_translate_for_them(
-    tmp_path: Path, kernel: str, after: str
-) -> None:
+def test_other_devices_of_a_host_that_does_not_translate_for_them(kernel: str, after: str) -> None:
     """iommu=pt: drivers of the kernel see memory as it is, and never ask for a translation."""
-    image = tmp_path / "disk"
     config = HostConfig(
         kernel=kernel,
-        extra=(*on.EDUS, *nvme(image)),
+        devices=("nvme",),
+        extra=on.EDUS,
         append=(SPARE, "iommu=pt"),
         allowed=devices.EXPECTED,
     )
     with Machine(config) as host:
+        image = hardware.disk("nvme", host.ram_dir)
+        with image.open("r+b") as disk:
+            disk.write(b"disk" * 1024)
         host.sh("modprobe nvme && head -c 4 /dev/nvme0n1 | grep -q disk").check()
         inherit(host, after)
         host.sh("timeout 60 modprobe nvme").check()
@@ -150,7 +143,7 @@ def test_other_devices_of_a_host_that_does_not_translate_for_them(
         host.sh("timeout 60 head -c 4 /dev/nvme0n1 | grep -q disk").check()
         host.sh("echo new | timeout 60 dd of=/dev/nvme0n1 conv=fsync,notrunc").check()
         assert image.read_bytes()[:8] == b"new\ndisk"
-        assert devices.faults(host, "0000:00:12.0") == []
+        assert devices.faults(host, HARDWARE["nvme"].root) == []
         assert devices.listed(host)[on.EDU]["state"] == "inherited"
         # Taken by VFIO and left again, then released: an ordinary device of such a host.
         host.run(["python3", "-c", _TAKE_AND_LEAVE, on.EDU], env=devices.ENV).check()
@@ -158,38 +151,3 @@ def test_other_devices_of_a_host_that_does_not_translate_for_them(
         host.run(["pkernfs", "device", "release", on.EDU]).check()
         assert poked(host) == NOWHERE
         assert poked(host, "all") == {**NOWHERE, "astray": True}
-
-
-@answers(
-    phase="check",
-    failure="a virtual function, a device with ATS, a USB controller is to be preserved",
-    outcome="refused, with the reason; doctor says it before",
-)
-def test_what_would_not_work_on_is_refused() -> None:
-    ats = "virtio-rng-pci,bus=rp0,disable-legacy=on,iommu_platform=on,ats=on"
-    # A virtual function of igb is 0x80 behind its physical one, on the same bus.
-    more = ("-device", "qemu-xhci,addr=0x12", "-device", ats, "-device", "igb,addr=0xc")
-    extra = (*on.EDUS, *devices.PORT, *more)
-    with Machine(HostConfig(kernel="7.3", extra=extra, allowed=devices.EXPECTED)) as host:
-        host.sh("modprobe igb && echo 1 >/sys/bus/pci/devices/0000:00:0c.0/sriov_numvfs").check()
-        link = host.sh("readlink /sys/bus/pci/devices/0000:00:0c.0/virtfn0").check().stdout
-        refused = {
-            "0000:00:12.0": "is a USB controller",
-            devices.NIC: "can keep translations of its own (ATS): boot with pci=noats",
-            Path(link.strip()).name: "is a virtual function",
-        }
-        for bdf, why in refused.items():
-            result = host.run(["pkernfs", "device", "preserve", bdf])
-            assert result.status == 1
-            assert f"{bdf} can't be preserved: it {why}" in result.stderr
-        devices.start_edu(host, on.EDU)
-        (xhci, *_) = refused
-        host.sh(
-            f"echo vfio-pci >/sys/bus/pci/devices/{xhci}/driver_override;"
-            f" echo {xhci} >/sys/bus/pci/drivers_probe"
-        ).check()
-        said = host.run(["pkernfs", "doctor"]).stdout
-        assert f"{on.EDU} can be preserved" in said
-        assert f"{xhci} can't be preserved: it is a USB controller" in said
-        hidden = host.sh("setpriv --reuid=65534 --clear-groups cat /sys/fs/pkernfs_dma/devices")
-        assert "denied" in hidden.stderr

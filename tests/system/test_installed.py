@@ -20,6 +20,7 @@ from . import tick
 from .tick import Tick
 
 pytestmark = [
+    pytest.mark.kvm,
     pytest.mark.installed,
     pytest.mark.timeout(2400),
     pytest.mark.skipif(

@@ -13,7 +13,7 @@ from pkernfs.lab.machine import Machine
 from tests.answers import answers
 from tests.conftest import HostFactory
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.kvm, pytest.mark.timeout(900)]
 
 _ADDRESS, _PORT = "10.0.2.15", 5000
 _MAKE_BRIDGE = (

@@ -124,7 +124,7 @@ def test_regions_by_size_from_a_plain_host_to_an_update(new_host: HostFactory) -
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Machine]:
     """A host with a processor and a region on either node; the tests leave no guest."""
-    with Machine(HostConfig(layout=Layout.of(GIB, nodes=2), cpus=2)) as host:
+    with Machine(HostConfig(layout=Layout.of(GIB, nodes=2))) as host:
         yield host
 
 

@@ -16,7 +16,7 @@ from tests.answers import answers
 from .refusal import changed, lines, refused
 from .tick import Tick
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.kvm, pytest.mark.timeout(1200)]
 
 _QEMU = (
     "qemu-system-x86_64 -name guest={name},debug-threads=on -pidfile /run/{name}.pid -daemonize"

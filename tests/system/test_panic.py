@@ -65,7 +65,6 @@ def test_a_panic_leaves_a_clean_store(
 ) -> None:
     host = new_host(
         kernel=kernel,
-        cpus=2,
         append=("crashkernel=512M",),
         allowed=("sysrq", "Kernel panic - not syncing: sysrq triggered crash"),
     )

@@ -33,7 +33,11 @@ def test_an_update_keeps_files_guests_and_tells_the_truth(new_host: HostFactory)
     tree.make(host)
     files = tree.describe(host)
     assert len(files) > 50
-    guests = [tick.start(host, "one", "32M"), tick.start(host, "two", "64M")]
+    guests = [
+        tick.start(host, "one", "32M"),
+        tick.start(host, "two", "64M", arguments=("-smp", "2")),
+    ]
+    _check_processors(host)
     digests = [_lines(host, _FILL_RAM.format(guest.directory)) for guest in guests]
     before = [guest.count() for guest in guests]
     boot_ids = [_lines(host, "cat /proc/sys/kernel/random/boot_id")[0]]
@@ -58,6 +62,13 @@ def test_an_update_keeps_files_guests_and_tells_the_truth(new_host: HostFactory)
     _check_page(host)
     assert "pkernfs_update=" in host.sh("cat /proc/cmdline").stdout
     assert _lines(host, "ls /mnt/pkernfs/vms/*/state /mnt/pkernfs/vms/*/saved.json || :") == []
+
+
+def _check_processors(host: Machine) -> None:
+    """Of the host there are two, and its guests are emulated on them."""
+    assert _lines(host, "nproc") == ["2"]
+    words = _lines(host, r"tr '\0' ' ' </proc/$(pgrep -f '[g]uest=two')/cmdline")[0]
+    assert " -accel tcg " in words
 
 
 def _check_events(told: str, kernels: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pkernfs.errors import UsageError
+from pkernfs.lab.hardware import HARDWARE
 from pkernfs.lab.qemu import IOMMUS
 
 if TYPE_CHECKING:
@@ -33,11 +34,24 @@ _Ram = Annotated[
 ]
 _Append = Annotated[str, typer.Option("--append", metavar="TEXT", help="More boot line words.")]
 _Systemd = Annotated[bool, typer.Option("--systemd", help="Boot with systemd.")]
+_Kvm = Annotated[
+    bool,
+    typer.Option("--kvm", help="Guests run under KVM, on one processor; not emulated, on two."),
+]
 _Cpus = Annotated[
-    int, typer.Option("--cpus", metavar="N", min=1, help="Virtual processors of the host.")
+    int | None,
+    typer.Option("--cpus", metavar="N", min=1, help="Virtual processors of the host."),
 ]
 _Iommu = Annotated[
     str, typer.Option("--iommu", metavar="NAME", help=f"IOMMU: {', '.join(IOMMUS)}.")
+]
+_Device = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help=f"A device of the host, may be given again: {', '.join(HARDWARE)}.",
+    ),
 ]
 _Zeroed = Annotated[
     bool, typer.Option("--zeroed", help="Memory starts as zeros, not full of junk.")
@@ -98,8 +112,10 @@ def run(
     append: _Append = "",
     systemd: _Systemd = False,
     no_store: _NoStore = False,
-    cpus: _Cpus = 1,
+    kvm: _Kvm = False,
+    cpus: _Cpus = None,
     iommu: _Iommu = "vtd",
+    device: _Device = None,
     zeroed: _Zeroed = False,
     installed: _Installed = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="Seconds for CMD.")] = 1800,
@@ -112,7 +128,18 @@ def run(
 
     layout = _layout(region, ram, nodes)
     config = _config(
-        kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed, installed
+        kernel,
+        layout,
+        share,
+        append,
+        systemd,
+        no_store,
+        kvm,
+        cpus,
+        iommu,
+        device,
+        zeroed,
+        installed,
     )
     sys.exit(session.run_command(config, command, timeout))
 
@@ -126,8 +153,10 @@ def shell(
     append: _Append = "",
     systemd: _Systemd = False,
     no_store: _NoStore = False,
-    cpus: _Cpus = 1,
+    kvm: _Kvm = False,
+    cpus: _Cpus = None,
     iommu: _Iommu = "vtd",
+    device: _Device = None,
     zeroed: _Zeroed = False,
     installed: _Installed = False,
 ) -> None:
@@ -136,7 +165,18 @@ def shell(
 
     layout = _layout(region, ram, nodes)
     config = _config(
-        kernel, layout, share, append, systemd, no_store, cpus, iommu, zeroed, installed
+        kernel,
+        layout,
+        share,
+        append,
+        systemd,
+        no_store,
+        kvm,
+        cpus,
+        iommu,
+        device,
+        zeroed,
+        installed,
     )
     session.shell(config)
 
@@ -183,8 +223,10 @@ def _config(
     append: str,
     systemd: bool,
     no_store: bool,
-    cpus: int,
+    kvm: bool,
+    cpus: int | None,
     iommu: str,
+    device: list[str] | None,
     zeroed: bool,
     installed: bool,
 ) -> HostConfig:
@@ -199,8 +241,10 @@ def _config(
         append=tuple(append.split()),
         systemd=systemd,
         store=not no_store and layout.region > 0,
+        kvm=kvm,
         cpus=cpus,
         iommu=iommu,
+        devices=tuple(device or ()),
         zeroed=zeroed,
         installed=installed,
     )

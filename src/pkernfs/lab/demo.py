@@ -167,7 +167,8 @@ def run(kernel: str, target: str, guests: int, ram: str, output: Path | None = N
         device = devices.Proof(Wire(place), place / "frames")
         extra = (*devices.nic_arguments(device.wire), *devices.bystander_arguments())
         allowed = devices.EXPECTED
-        host = stack.enter_context(Machine(HostConfig(kernel=kernel, extra=extra, allowed=allowed)))
+        plan = HostConfig(kernel=kernel, kvm=True, extra=extra, allowed=allowed)
+        host = stack.enter_context(Machine(plan))
         say(f"host on {host.hello.kernel} after {host.boot_seconds:.1f} s, logs in {host.logs}")
         witnesses = {}
         with step(f"{guests} guest(s) of {ram} started, memory filled with a pattern"):

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.lab import debug_checks, qemu, scan
+from pkernfs.lab import debug_checks, files, hardware, qemu, scan
 from pkernfs.lab.cache import remove_tree
 from pkernfs.lab.console import Console
 from pkernfs.lab.debug_kernel import SLOWDOWN
@@ -34,9 +32,7 @@ from pkernfs.lab.image import host_image, is_debug
 from pkernfs.lab.layer import Stack, stack
 from pkernfs.lab.link import Hello, Link, Result, Sink
 from pkernfs.lab.memory import Layout, RangeFile, leave_junk
-from pkernfs.lab.paths import build_root
 from pkernfs.lab.patience import patient, slower
-from pkernfs.lab.progress import say
 
 #: Emulated, on a busy machine, with systemd: minutes, not seconds.
 _BOOT_TIMEOUT_S = 300.0
@@ -60,6 +56,7 @@ class HostConfig:
     :ivar full: boot the second image, with D-Bus, logind and libvirt in it.
     :ivar store: load pkernfs and mount it at /mnt/pkernfs.
     :ivar allowed: regular expressions of kernel log lines that are expected.
+    :ivar devices: devices that it has, names of hardware.HARDWARE.
     :ivar extra: more arguments for QEMU.
     :ivar scratch: size of the scratch disk, bytes; sparse.
     :ivar used: bytes of the RAM that will really be used, for a host with more RAM than this
@@ -69,10 +66,11 @@ class HostConfig:
     :ivar installed: an ordinary Debian host with pkernfs, see pkernfs.lab.installed: from a disk
         of its own by GRUB, which starts 6.12; no region yet, no share, no scratch disk, and the
         boot line is the one on that disk. What it writes there stays until the host ends.
-    :ivar cpus: virtual processors. One where guests run under KVM: with more, QEMU emulates them
-        in threads of their own, and nested KVM in several of them panics the host under load,
-        without our modules ("corrupted stack end"). QEMU 7.2 also lost breakpoints then
-        ("Oops: int3"; a stock kernel patches its code all through its boot).
+    :ivar kvm: guests in it run under KVM; otherwise QEMU emulates them, without KVM in the host.
+        This decides on processors, too: two, or one with KVM. The lab's emulator runs each in a
+        thread of its own, and nested KVM in several of them panics the host under load, without
+        our modules ("corrupted stack end detected inside scheduler").
+    :ivar cpus: so many virtual processors, whatever ``kvm`` says.
     """
 
     kernel: str = "6.12"
@@ -84,8 +82,10 @@ class HostConfig:
     full: bool = False
     store: bool = True
     allowed: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
-    cpus: int = 1
+    kvm: bool = False
+    cpus: int | None = None
     scratch: int = 2 << 30
     used: int | None = None
     zeroed: bool = False
@@ -97,7 +97,8 @@ class HostConfig:
             raise UsageError(
                 f"no IOMMU named {self.iommu!r} in the lab", f"there are: {', '.join(qemu.IOMMUS)}"
             )
-        if self.cpus < 1:
+        hardware.check(self.devices)
+        if self.processors < 1:
             raise UsageError("a host has at least one processor", "for example --cpus 2")
         if self.installed and (
             self.append or self.systemd or self.units or self.full or self.share
@@ -107,29 +108,17 @@ class HostConfig:
                 "change its boot line from within, by /etc/default/grub and update-grub",
             )
 
+    @property
+    def processors(self) -> int:
+        """How many virtual processors it has."""
+        if self.cpus is None:
+            return 1 if self.kvm else 2
+        return self.cpus
+
 
 def _die_with_parent() -> None:
     """In the child: be killed when the lab dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _remove_stale(home: Path) -> None:
-    """Remove the RAM files of labs that were killed."""
-    for path in home.glob("pkernfs-lab-*"):
-        owner = path.name.split("-")[2]
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _ram_home(size: int) -> Path:
-    """A directory with room for the RAM file: in memory if it fits."""
-    shm = Path("/dev/shm")
-    if shm.is_dir():
-        _remove_stale(shm)
-        state = os.statvfs(shm)
-        if state.f_bavail * state.f_frsize > size:
-            return shm
-    return build_root()
 
 
 class Machine:
@@ -167,31 +156,12 @@ class Machine:
 
     def __enter__(self) -> Machine:
         try:
-            self._boot()
-        except PkernfsError:
-            if not self.lost_breakpoint:
-                raise
-            say("the emulation lost a breakpoint (see HostConfig.cpus), the host starts again")
-            self._boot()
-        return self
-
-    def _boot(self) -> None:
-        try:
             self._start()
             self._wait_boot(1)
         except BaseException:
             self._undo.close()
             raise
-
-    @property
-    def lost_breakpoint(self) -> bool:
-        """Has a kernel died of a breakpoint that was patched away? The emulation's fault.
-
-        See :class:`HostConfig`. Never where our own module patched the kernel.
-        """
-        if self.config.cpus == 1 or not hasattr(self, "console"):
-            return False
-        return scan.lost_breakpoint(line.text for line in self.console.lines)
+        return self
 
     def __exit__(
         self,
@@ -309,15 +279,15 @@ class Machine:
         config = self.config
         if is_debug(self.version):
             undo.enter_context(slower(SLOWDOWN))
-        home = _ram_home(config.used or config.layout.ram)
-        self.ram_dir = Path(tempfile.mkdtemp(prefix=f"pkernfs-lab-{os.getpid()}-", dir=home))
+        self.ram_dir = files.new_home(config.used or config.layout.ram)
         undo.callback(remove_tree, self.ram_dir)
         self.ram_file = self.ram_dir / "ram"
-        self.logs = _new_log_dir()
+        self.logs = files.new_logs()
         self.share = config.share or self.ram_dir / "share"
         self.share.mkdir(exist_ok=True)
         scratch = self.ram_dir / "scratch.ext4"
-        _make_scratch(scratch, config.scratch)
+        files.make_scratch(scratch, config.scratch)
+        hardware.prepare(config.devices, self.ram_dir)
         for node, size in enumerate(config.layout.nodes or (config.layout.ram,)):
             with qemu.ram_file(self.ram_file, node).open("wb") as file:
                 file.truncate(size)
@@ -404,28 +374,3 @@ def poll(condition: Callable[[], bool], timeout: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise PkernfsError(f"{what}: not within {limit:g} s")
         time.sleep(0.1)
-
-
-def _make_scratch(path: Path, size: int) -> None:
-    """An empty disk that lives as long as the host, kernels come and go."""
-    with path.open("wb") as file:
-        file.truncate(size)
-    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", str(path)]
-    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
-
-
-def _new_log_dir() -> Path:
-    """A directory for this host's logs; ``build/lab/last`` names the newest."""
-    home = build_root() / "lab"
-    home.mkdir(exist_ok=True)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    logs = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=home))
-    for old in sorted(path for path in home.iterdir() if path.is_dir() and not path.is_symlink())[
-        :-40
-    ]:
-        shutil.rmtree(old, ignore_errors=True)
-    fresh = home / f".last-{os.getpid()}"
-    fresh.symlink_to(logs.name)
-    fresh.rename(home / "last")
-    return logs

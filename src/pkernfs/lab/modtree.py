@@ -34,6 +34,7 @@ _KEPT = (
     "drivers/nvme",
     "drivers/pci",
     "drivers/scsi",
+    "drivers/usb/host/xhci",
     "drivers/vfio",
     "drivers/vhost",
     "drivers/virtio",
@@ -62,7 +63,7 @@ _KEPT = (
     "virt",
 )
 #: Changes when slim() would leave a different tree.
-RECIPE = "modules 5 " + " ".join(_KEPT)
+RECIPE = "modules 6 " + " ".join(_KEPT)
 
 
 def slim(root: Path, version: str) -> None:

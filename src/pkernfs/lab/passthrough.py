@@ -76,7 +76,11 @@ class Card:
     def host(self, kernel: str, *append: str) -> HostConfig:
         """A virtual host that has the card."""
         return HostConfig(
-            kernel=kernel, extra=self.arguments(), allowed=devices.EXPECTED, append=append
+            kernel=kernel,
+            kvm=True,
+            extra=self.arguments(),
+            allowed=devices.EXPECTED,
+            append=append,
         )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pkernfs.lab import hardware, stamps
+
 if TYPE_CHECKING:
     from pkernfs.lab.machine import HostConfig
 
@@ -28,10 +30,11 @@ AGENT_PORT = "pkernfs.agent"
 #: does not outlive a kernel.
 _UNITS = ("pkernfs.target", "mnt-scratch.mount")
 
-#: AMD's virtualisation is what QEMU emulates (SVM with nested paging); 1 GiB pages so
-#: that the large mappings of guest RAM are exercised; rdrand so that nobody waits for
-#: entropy.
-_CPU = "qemu64,+svm,+npt,+pdpe1gb,+rdrand"
+#: 1 GiB pages so that the large mappings of guest RAM are exercised; rdrand so that nobody
+#: waits for entropy. qemu64 by itself has SVM.
+_CPU = "qemu64,+pdpe1gb,+rdrand"
+#: AMD's virtualisation is what QEMU emulates (SVM with nested paging).
+_WITH_KVM, _WITHOUT_KVM = ",+svm,+npt", ",-svm"
 #: Physical addresses of that model have 40 bits; a host with a TiB of RAM needs more.
 _ADDRESS_LIMIT = 1 << 40
 _MORE_BITS = ",phys-bits=46"
@@ -104,6 +107,7 @@ class Plan:
             *("-device", self._iommu()),
             *self._serial_lines(),
             *(self._installed(self.disk) if self.disk else self._lab()),
+            *hardware.arguments(config.devices, self.scratch.parent),
             *config.extra,
         ]
 
@@ -136,7 +140,7 @@ class Plan:
         config = self.config
         words = ["console=ttyS0", "loglevel=7", "panic=-1", "intel_iommu=on", "no_timer_check"]
         # Emulation on a busy machine stands still for seconds at a time.
-        words += ["rcupdate.rcu_cpu_stall_timeout=120", "tsc=reliable"]
+        words += ["rcupdate.rcu_cpu_stall_timeout=120", "tsc=reliable", *stamps.words()]
         words += config.layout.boot_words
         if config.systemd or config.units:
             words.append("pkernfs_lab=systemd")
@@ -148,10 +152,11 @@ class Plan:
 
     def _processors(self) -> str:
         # The parts of one processor share a node; the kernel warns where they don't.
-        return f"{self.config.cpus}" + (",cores=1" if self.config.layout.nodes else "")
+        return f"{self.config.processors}" + (",cores=1" if self.config.layout.nodes else "")
 
     def _cpu(self) -> str:
-        return _CPU + (_MORE_BITS if self._ram_end() > _ADDRESS_LIMIT else "")
+        virtual = _WITH_KVM if self.config.kvm else _WITHOUT_KVM
+        return _CPU + virtual + (_MORE_BITS if self._ram_end() > _ADDRESS_LIMIT else "")
 
     def _machine(self) -> str:
         return _WITHOUT_HOLE if self._ram_end() > _HOLE else "q35"
@@ -176,7 +181,7 @@ class Plan:
         nodes = len(layout.nodes)
         for node in range(nodes):
             # One processor after the other; a node for which none is left has memory only.
-            cpus = "".join(f",cpus={cpu}" for cpu in range(node, self.config.cpus, nodes))
+            cpus = "".join(f",cpus={cpu}" for cpu in range(node, self.config.processors, nodes))
             words += ["-numa", f"node,nodeid={node},memdev=ram{node or ''}{cpus}"]
         return words
 

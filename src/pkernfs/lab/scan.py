@@ -64,17 +64,3 @@ def findings(lines: Iterable[str], allowed: Sequence[str] = ()) -> list[str]:
         and not _HARMLESS_PATTERN.search(line)
         and not any(pattern.search(line) for pattern in allow)
     ]
-
-
-def lost_breakpoint(lines: Iterable[str]) -> bool:
-    """Is the first fault that of an emulation with several processors (see HostConfig.cpus)?
-
-    One of them executed a breakpoint that the kernel had already patched away. Not believed
-    of a kernel with our module that diverts functions: that one is patched by us.
-    """
-    ours = False
-    for line in lines:
-        ours = ours or "pkernfs_dma" in line
-        if findings([line]):
-            return "Oops: int3" in line and not ours
-    return False
