@@ -33,8 +33,11 @@ static int fill_step(struct inode *inode, u32 first, u32 last, loff_t new_size)
 	pkernfs_lock(region);
 	err = pkernfs_node_allocate(region->store, pkernfs_node(inode), first, last - first + 1,
 				    new_size, pkernfs_now());
-	if (!err)
+	if (!err) {
+		pkernfs_drop_zeros(inode, (loff_t)first << PKERNFS_BLOCK_SHIFT,
+				   (loff_t)(last - first + 1) << PKERNFS_BLOCK_SHIFT);
 		pkernfs_inode_sync(inode);
+	}
 	pkernfs_unlock(region);
 	return err;
 }

@@ -117,6 +117,13 @@ static int zero_part(struct pkernfs_backing *backing, u32 block, u32 offset, u32
 	return zero_phys(backing_region(backing), block_phys(backing, block) + offset, bytes);
 }
 
+static bool idle(struct pkernfs_backing *backing, u32 block)
+{
+	const struct pkernfs_region *region = backing_region(backing);
+
+	return pkernfs_pages_idle(region, block) && !pkernfs_reached(region, block);
+}
+
 static __printf(2, 3) void say(struct pkernfs_backing *backing, const char *fmt, ...)
 {
 	struct va_format vaf = { .fmt = fmt };
@@ -355,6 +362,7 @@ static struct pkernfs_region *region_new(char *text)
 		.unmap_meta	= unmap_meta,
 		.zero		= zero_blocks,
 		.zero_part	= zero_part,
+		.idle		= idle,
 		.say		= say,
 		.alarm		= alarm,
 		.lock		= &region->lock,

@@ -79,11 +79,12 @@ struct pkernfs_node {
 	struct rb_node by_child;	/* parent->children, ordered by ino */
 	struct rb_root names;
 	struct rb_root children;
-	void *vfs;			/* free for the user of this interface */
+	unsigned long user;		/* bits that are free for the user of this interface */
 };
 
 struct pkernfs_usage {
 	u64 blocks, blocks_free;	/* data blocks: files' and free */
+	u64 blocks_limbo;		/* in no file, but somebody may still reach them */
 	u64 nodes, nodes_free;		/* nodes_free: as if all free blocks went to metadata */
 };
 
@@ -97,8 +98,12 @@ struct pkernfs_usage {
 /*
  * -EINVAL: no store here; -EUCLEAN: its super blocks, chain or root are damaged; -EOPNOTSUPP: version or feature unknown;
  * -ENXIO: made for another base or size; -ENOMEM. Each with one line of say().
+ * read_only: nothing is written. Before the store changes, _repair() has to be called.
  */
-int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **ret);
+int pkernfs_store_open(struct pkernfs_backing *backing, bool read_only,
+		       struct pkernfs_store **ret);
+/* Puts right what a crash left over, if that was not done when the store was opened. */
+void pkernfs_store_repair(struct pkernfs_store *store);
 /* What was damaged when the store was opened, a line for each; "" if nothing was. */
 const char *pkernfs_store_damage(struct pkernfs_store *store, u32 *length);
 void pkernfs_store_close(struct pkernfs_store *store);
@@ -111,6 +116,14 @@ int pkernfs_store_remains(struct pkernfs_backing *backing, void *block0);
 int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16],
 		       const char *label, u32 page_blocks,
 		       const struct pkernfs_attr *root, bool force);
+/*
+ * Blocks that somebody may still reach are in limbo: in no file, and not free before
+ * backing->idle() says so. Each change of the store asks again; _collect() does just that.
+ * _recheck() asks for all that seems free: for a store that was just opened, while there
+ * is somebody who reached blocks when it was open before.
+ */
+void pkernfs_store_collect(struct pkernfs_store *store);
+void pkernfs_store_recheck(struct pkernfs_store *store);
 void pkernfs_store_usage(struct pkernfs_store *store, struct pkernfs_usage *usage);
 const struct pkernfs_super *pkernfs_store_super(struct pkernfs_store *store);
 struct pkernfs_node *pkernfs_store_root(struct pkernfs_store *store);

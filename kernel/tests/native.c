@@ -294,7 +294,13 @@ int pkn_make(struct pkn *n, const char *label, u32 page_blocks, bool force)
 int pkn_open(struct pkn *n)
 {
 	pkn_current = n;
-	return pkernfs_store_open(&n->backing, &n->store);
+	return pkernfs_store_open(&n->backing, false, &n->store);
+}
+
+int pkn_open_read_only(struct pkn *n)
+{
+	pkn_current = n;
+	return pkernfs_store_open(&n->backing, true, &n->store);
 }
 
 void pkn_close(struct pkn *n)

@@ -57,6 +57,7 @@ void pkn_restore(struct pkn *n);
 
 int pkn_make(struct pkn *n, const char *label, u32 page_blocks, bool force);
 int pkn_open(struct pkn *n);
+int pkn_open_read_only(struct pkn *n);
 void pkn_close(struct pkn *n);
 void pkn_usage(struct pkn *n, struct pkernfs_usage *usage);
 /* A freed block that is busy is not handed out again. */

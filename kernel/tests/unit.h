@@ -47,8 +47,10 @@ void test_make(void);
 void test_other_range(void);
 void test_tree(void);
 void test_leftovers(void);
+void test_read_only(void);
 void test_orphan(void);
 void test_limbo(void);
+void test_limbo_after_opening(void);
 
 /* unit_space.c */
 void test_nodes_exact(void);
