@@ -145,6 +145,10 @@ int pkernfs_set_size(struct inode *inode, loff_t size)
 	int err;
 
 	filemap_invalidate_lock(mapping);
+	if (size > i_size_read(inode)) {
+		err = pkernfs_fill_locked(inode, 0, 0, size);
+		goto unlock;
+	}
 	unmap_mapping_range(mapping, round_up(size, PAGE_SIZE), 0, 1);
 	/* Asked when nobody can give it to a device any more; else mappings come back. */
 	if (size < i_size_read(inode) &&

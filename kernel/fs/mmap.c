@@ -115,7 +115,8 @@ static vm_fault_t insert_zero(const struct piece *piece)
 void pkernfs_drop_zeros(struct inode *inode, loff_t pos, loff_t bytes)
 {
 	lockdep_assert_held_write(&pkernfs_region(inode)->lock);
-	if (test_bit(PKERNFS_ZEROS_MAPPED, &pkernfs_node(inode)->user))
+	/* No bytes would mean all that follow. */
+	if (bytes && test_bit(PKERNFS_ZEROS_MAPPED, &pkernfs_node(inode)->user))
 		unmap_mapping_range(inode->i_mapping, pos, bytes, 1);
 }
 

@@ -139,6 +139,7 @@ int pkernfs_set_size(struct inode *inode, loff_t size);
 int pkernfs_fsync(struct file *file, loff_t start, loff_t end, int datasync);
 
 /* fill.c */
+int pkernfs_fill_locked(struct inode *inode, u32 first, u32 count, loff_t new_size);
 int pkernfs_fill(struct inode *inode, loff_t pos, loff_t end, loff_t new_size);
 
 /* export.c */

@@ -193,6 +193,22 @@ bool pkernfs_node_map(struct pkernfs_store *store, const struct pkernfs_node *no
 int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
 			  u32 file_block, u32 count, u64 new_size, s64 now_ns);
 /*
+ * The same in three calls, so that the store need not be locked while memory is zeroed: the
+ * RAM of a guest takes its time. _reserve() takes the blocks, and nobody else gets them;
+ * _zero() needs no lock; _commit() makes them part of the file, or gives them back if there
+ * was an err, and has to follow in any case. Neither blocks nor size of the file may change
+ * meanwhile, names and attributes may. After a crash on the way the blocks are free.
+ */
+struct pkernfs_filling;
+
+int pkernfs_node_reserve(struct pkernfs_store *store, struct pkernfs_node *node, u32 file_block,
+			 u32 count, u64 new_size, struct pkernfs_filling **ret);
+/* -EINTR: stop() said so, which is asked for each GiB; NULL: never. */
+int pkernfs_filling_zero(struct pkernfs_backing *backing, const struct pkernfs_filling *fill,
+			 bool (*stop)(void));
+int pkernfs_node_commit(struct pkernfs_store *store, struct pkernfs_node *node,
+			struct pkernfs_filling *fill, int err, s64 now_ns);
+/*
  * Either way, to the byte. What a growth exposes is zero. Caller has taken mappings
  * away before a shrink. Blocks beyond the new size go, also when size is as before.
  */

@@ -133,12 +133,14 @@ static void unmap_meta(struct pkernfs_backing *backing, u32 block, void *addr)
 static int zero(struct pkernfs_backing *backing, u32 block, u32 count)
 {
 	assert(count && block + (u64)count <= backing->nr_blocks);
+	of(backing)->zeroed += count * BLOCK;
 	return zero_bytes(of(backing), block * BLOCK, count * BLOCK);
 }
 
 static int zero_part(struct pkernfs_backing *backing, u32 block, u32 offset, u32 bytes)
 {
 	assert(block < backing->nr_blocks && offset + (u64)bytes <= BLOCK);
+	of(backing)->zeroed += bytes;
 	return zero_bytes(of(backing), block * BLOCK + offset, bytes);
 }
 
@@ -225,6 +227,17 @@ struct pkernfs_store *pkn_store(struct pkn *n)
 {
 	pkn_current = n;
 	return n->store;
+}
+
+struct pkernfs_backing *pkn_backing(struct pkn *n)
+{
+	pkn_current = n;
+	return &n->backing;
+}
+
+u64 pkn_zeroed(struct pkn *n)
+{
+	return n->zeroed;
 }
 
 void pkn_record(struct pkn *n, bool on)

@@ -128,6 +128,7 @@ int main(void)
 	run(test_read_only());
 	run(test_nodes_exact());
 	run(test_blocks_exact());
+	run(test_allocation_in_steps());
 	run(test_extents_merge());
 	run(test_extent_pages());
 	run(test_reserve_with_pages());

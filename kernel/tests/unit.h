@@ -55,6 +55,7 @@ void test_limbo_after_opening(void);
 /* unit_space.c */
 void test_nodes_exact(void);
 void test_blocks_exact(void);
+void test_allocation_in_steps(void);
 void test_extents_merge(void);
 void test_extent_pages(void);
 void test_reserve_with_pages(void);
