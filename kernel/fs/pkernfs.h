@@ -92,7 +92,7 @@ static inline s64 pkernfs_now(void)
 }
 
 /* bootline.c */
-int pkernfs_parse_range(const char *text, u64 *size, u64 *start);
+int pkernfs_parse_region(struct pkernfs_region *region, char *text);
 int pkernfs_bootline_protects(u64 base, u64 size);
 
 /* region.c */
