@@ -81,10 +81,12 @@ class Usage(ctypes.Structure):
 
     blocks: int
     blocks_free: int
+    blocks_limbo: int
     nodes: int
     nodes_free: int
     _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("blocks", "blocks_free", "nodes", "nodes_free")
+        (name, ctypes.c_uint64)
+        for name in ("blocks", "blocks_free", "blocks_limbo", "nodes", "nodes_free")
     )
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Sizes and ranges as they are written in the boot line, and the question
+ * Regions, sizes and ranges as they are written in the boot line, and the question
  * whether the boot line protects a range from KASLR.
  *
  * The boot stub picks a random place for the kernel before any of the kernel
@@ -10,11 +10,14 @@
  * memmap= options together. A range that it did not avoid may be all right this
  * time and be overwritten by the next kexec, so that is refused at once.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/ctype.h>
 #include <linux/err.h>
 #include <linux/file.h>
 #include <linux/kernel.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 
 #include "pkernfs.h"
 
@@ -28,7 +31,7 @@ struct pkernfs_avoided {
 };
 
 /* SIZE!START and nothing else. */
-int pkernfs_parse_range(const char *text, u64 *size, u64 *start)
+static int parse_range(const char *text, u64 *size, u64 *start)
 {
 	char *pos;
 
@@ -39,6 +42,43 @@ int pkernfs_parse_range(const char *text, u64 *size, u64 *start)
 		return -EINVAL;
 	*start = memparse(pos + 1, &pos);
 	return *pos ? -EINVAL : 0;
+}
+
+static bool name_valid(const char *name)
+{
+	size_t len = strlen(name);
+
+	if (!len || len > PKERNFS_LABEL_MAX || *name == '.' || !strcmp(name, "none"))
+		return false;
+	for (; *name; name++)
+		if (!isalnum(*name) && !strchr("-_.", *name))
+			return false;
+	return true;
+}
+
+/* The parameter of one region: its name, size and base; text is cut into its parts. */
+int pkernfs_parse_region(struct pkernfs_region *region, char *text)
+{
+	char *colon = strchr(text, ':');
+	const char *name = KBUILD_MODNAME;
+
+	if (colon) {
+		*colon = '\0';
+		name = text;
+		text = colon + 1;
+	}
+	if (!name_valid(name)) {
+		pr_err("region=%s:%s: a name is 1 to %d letters, digits, '-', '_' or '.' and not 'none'\n",
+		       name, text, PKERNFS_LABEL_MAX);
+		return -EINVAL;
+	}
+	if (parse_range(text, &region->size, &region->base)) {
+		pr_err("region=%s: not understood: write [NAME:]SIZE!START, such as region=4G!8G\n",
+		       text);
+		return -EINVAL;
+	}
+	strscpy(region->name, name, sizeof(region->name));
+	return 0;
 }
 
 /* One memmap= option, taken the way the boot stub takes it. */

@@ -20,7 +20,8 @@
 #endif
 
 /*
- * A mapping of memory that has struct pages. Before 6.15 an entry is marked as
+ * The zero page, in a mapping that can't become writable, and a mapping of memory that
+ * has struct pages. Before 6.15 an entry is marked as
  * belonging to a device and has no part in the page's counts. Since then it is an
  * ordinary mapping of a folio, which is one block large: there are no larger entries.
  */
@@ -35,6 +36,11 @@ pkernfs_insert_page(struct vm_fault *vmf, unsigned long pfn, unsigned int order,
 	if (order == PMD_ORDER)
 		return vmf_insert_folio_pmd(vmf, page_folio(pfn_to_page(pfn)), write);
 	return VM_FAULT_FALLBACK;
+}
+
+static inline vm_fault_t pkernfs_insert_zero_page(struct vm_fault *vmf)
+{
+	return vmf_insert_page_mkwrite(vmf, ZERO_PAGE(vmf->address), false);
 }
 #else
 #define PKERNFS_VM_PAGES	VM_MIXEDMAP
@@ -51,6 +57,12 @@ pkernfs_insert_page(struct vm_fault *vmf, unsigned long pfn, unsigned int order,
 	if (order == PUD_ORDER)
 		return vmf_insert_pfn_pud(vmf, page, write);
 	return VM_FAULT_FALLBACK;
+}
+
+static inline vm_fault_t pkernfs_insert_zero_page(struct vm_fault *vmf)
+{
+	return vmf_insert_mixed(vmf->vma, vmf->address,
+				page_to_pfn_t(ZERO_PAGE(vmf->address)));
 }
 #endif
 

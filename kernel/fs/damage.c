@@ -166,6 +166,13 @@ int pkernfs_no_space(struct pkernfs_store *store)
 {
 	struct pkernfs_damage *damage = &store->damage;
 
+	if (store->nr_limbo && !store->limbo_told) {
+		store->limbo_told = true;
+		store->backing->say(store->backing,
+				    "no space: %u blocks that were freed are not used again yet, as a device may still reach them",
+				    store->nr_limbo);
+	}
+
 	if (damage->withheld && !damage->withheld_told) {
 		damage->withheld_told = true;
 		store->backing->alarm(store->backing,

@@ -241,6 +241,8 @@ int pkernfs_kernel_file_make(struct pkernfs_region *region, const char *name, u3
 	struct inode *dir, *inode;
 	int err;
 
+	if (sb_rdonly(region->sb))
+		return -EROFS;
 	dir = kernel_dir(region->sb, true);
 	if (IS_ERR(dir))
 		return PTR_ERR(dir);
@@ -266,9 +268,12 @@ EXPORT_SYMBOL_GPL(pkernfs_kernel_file_make);
 
 int pkernfs_kernel_file_remove(struct pkernfs_region *region, const char *name)
 {
-	struct inode *dir = kernel_dir(region->sb, false);
+	struct inode *dir;
 	int err;
 
+	if (sb_rdonly(region->sb))
+		return -EROFS;
+	dir = kernel_dir(region->sb, false);
 	if (IS_ERR(dir))
 		return PTR_ERR(dir);
 	inode_lock(dir);

@@ -33,6 +33,7 @@ void pkernfs_store_put(struct pkernfs_region *region);
 /*
  * With the store held: makes iommu/NAME of nr_blocks blocks, in place of what has this
  * name, and tells the physical address of each in phys[]. The content is zero.
+ * -EROFS: it is mounted read-only; also to remove.
  */
 int pkernfs_kernel_file_make(struct pkernfs_region *region, const char *name, u32 nr_blocks,
 			     u64 *phys);

@@ -145,12 +145,17 @@ int pkernfs_set_size(struct inode *inode, loff_t size)
 	int err;
 
 	filemap_invalidate_lock(mapping);
+	if (size > i_size_read(inode)) {
+		err = pkernfs_fill_locked(inode, 0, 0, size);
+		goto unlock;
+	}
+	unmap_mapping_range(mapping, round_up(size, PAGE_SIZE), 0, 1);
+	/* Asked when nobody can give it to a device any more; else mappings come back. */
 	if (size < i_size_read(inode) &&
 	    pkernfs_blocks_busy(inode, DIV_ROUND_UP_ULL(size, PKERNFS_BLOCK_SIZE), U32_MAX)) {
 		err = -EBUSY;
 		goto unlock;
 	}
-	unmap_mapping_range(mapping, round_up(size, PAGE_SIZE), 0, 1);
 	pkernfs_lock(region);
 	err = pkernfs_node_resize(region->store, pkernfs_node(inode), size, pkernfs_now());
 	if (!err)
@@ -217,18 +222,28 @@ int pkernfs_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 	return 0;
 }
 
+/* A step for each extent and each hole, however long they are. */
 static loff_t seek_span(struct inode *inode, loff_t pos, bool hole)
 {
+	struct pkernfs_region *region = pkernfs_region(inode);
 	loff_t size = i_size_read(inode);
-	struct span span;
 
 	if (pos < 0 || pos >= size)
 		return -ENXIO;
 	while (pos < size) {
-		span_at(inode, pos, size, &span);
-		if (span.hole == hole)
+		u64 at = pos >> PKERNFS_BLOCK_SHIFT;
+		u32 block, count;
+		bool mapped;
+
+		down_read(&region->lock);
+		mapped = pkernfs_node_map(region->store, pkernfs_node(inode), at, &block, &count);
+		up_read(&region->lock);
+		if (mapped != hole)
 			return pos;
-		pos += span.bytes;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+		pos = (loff_t)(at + count) << PKERNFS_BLOCK_SHIFT;
 	}
 	/* There is a hole at the end of every file. */
 	return hole ? size : -ENXIO;
@@ -279,25 +294,25 @@ static int punch_hole(struct inode *inode, loff_t pos, loff_t end)
 
 	if (first >= last)
 		return zero_bytes(inode, pos, end);
-	if (pkernfs_blocks_busy(inode, first >> PKERNFS_BLOCK_SHIFT,
-				(last - first) >> PKERNFS_BLOCK_SHIFT))
-		return -EBUSY;
-
-	err = zero_bytes(inode, pos, first);
-	if (err)
-		return err;
-	err = zero_bytes(inode, last, end);
-	if (err)
-		return err;
 
 	filemap_invalidate_lock(mapping);
 	unmap_mapping_range(mapping, first, last - first, 1);
+	err = -EBUSY;
+	if (pkernfs_blocks_busy(inode, first >> PKERNFS_BLOCK_SHIFT,
+				(last - first) >> PKERNFS_BLOCK_SHIFT))
+		goto unlock;
+	err = zero_bytes(inode, pos, first);
+	if (!err)
+		err = zero_bytes(inode, last, end);
+	if (err)
+		goto unlock;
 	pkernfs_lock(region);
 	err = pkernfs_node_punch(region->store, pkernfs_node(inode), first >> PKERNFS_BLOCK_SHIFT,
 				 (last - first) >> PKERNFS_BLOCK_SHIFT, pkernfs_now());
 	if (!err)
 		pkernfs_inode_sync(inode);
 	pkernfs_unlock(region);
+unlock:
 	filemap_invalidate_unlock(mapping);
 	return err;
 }

@@ -2,16 +2,14 @@
 /*
  * Opening a store: nothing that is found in the range is believed before it was
  * checked, and nothing is written before all of it was.
+ *
+ * What a crash left over stays for as long as the store is read-only. Its blocks count as
+ * free by then, though a slot that names them has its commit word: nothing may be
+ * allocated before pkernfs_store_repair().
  */
 #include "store_private.h"
 
 static const u32 super_slots[] = { PKERNFS_SUPER_A_SLOT, PKERNFS_SUPER_B_SLOT };
-
-/* What was found out on the way. */
-struct loading {
-	struct pkernfs_super *broken;	/* the copy to be repaired, or NULL */
-	u64 nr_leftovers;		/* committed slots that do not count */
-};
 
 static bool super_valid(const struct pkernfs_super *super)
 {
@@ -20,7 +18,7 @@ static bool super_valid(const struct pkernfs_super *super)
 }
 
 /* Copies the super block out of the range, from whichever copy is good. */
-static int find_super(struct pkernfs_store *store, u8 *block0, struct loading *loading)
+static int find_super(struct pkernfs_store *store, u8 *block0)
 {
 	struct pkernfs_super *a = (void *)block0 + (super_slots[0] << PKERNFS_SLOT_SHIFT);
 	struct pkernfs_super *b = (void *)block0 + (super_slots[1] << PKERNFS_SLOT_SHIFT);
@@ -36,7 +34,7 @@ static int find_super(struct pkernfs_store *store, u8 *block0, struct loading *l
 	if (a_valid && b_valid && memcmp(a, b, sizeof(*a)))
 		return damaged(store, "the two super blocks differ");
 	if (a_valid != b_valid)
-		loading->broken = a_valid ? b : a;
+		store->due.broken = a_valid ? b : a;
 	memcpy(store->super, a_valid ? a : b, sizeof(*store->super));
 	return 0;
 }
@@ -147,22 +145,25 @@ static int each_clear(struct pkernfs_store *store, struct pkernfs_inode *inode, 
 }
 
 /* All that counts is known to be good: only now something is written. */
-static void repair(struct pkernfs_store *store, const struct loading *loading)
+void pkernfs_store_repair(struct pkernfs_store *store)
 {
 	struct pkernfs_backing *backing = store->backing;
+	struct pkernfs_repairs *due = &store->due;
 
-	if (loading->broken) {
-		pkernfs_copy(loading->broken, store->super, sizeof(*store->super));
+	pkernfs_assert_locked(store);
+	if (due->broken) {
+		pkernfs_copy(due->broken, store->super, sizeof(*store->super));
 		backing->say(backing, "repaired a super block from its copy");
 	}
-	if (loading->nr_leftovers) {
+	if (due->nr_leftovers) {
 		pkernfs_each_committed(store, each_clear, NULL);
 		backing->say(backing, "cleared %llu slots that a crash had left over",
-			     loading->nr_leftovers);
+			     due->nr_leftovers);
 	}
+	*due = (struct pkernfs_repairs){ };
 }
 
-static int load_super(struct pkernfs_store *store, struct loading *loading)
+static int load_super(struct pkernfs_store *store)
 {
 	struct pkernfs_backing *backing = store->backing;
 	void *block0;
@@ -174,7 +175,7 @@ static int load_super(struct pkernfs_store *store, struct loading *loading)
 	block0 = backing->map_meta(backing, 0);
 	if (!block0)
 		return -ENOMEM;
-	err = find_super(store, block0, loading);
+	err = find_super(store, block0);
 	if (!err)
 		err = check_super(store);
 	if (!err)
@@ -191,19 +192,14 @@ static int load_super(struct pkernfs_store *store, struct loading *loading)
 /* Errors leave what was built up so far to pkernfs_store_close(). */
 int pkernfs_load(struct pkernfs_store *store)
 {
-	struct loading loading = { };
 	int err;
 
-	err = load_super(store, &loading);
+	err = load_super(store);
 	if (!err)
 		err = load_chain(store);
 	if (!err)
-		err = pkernfs_load_live(store, &loading.nr_leftovers);
+		err = pkernfs_load_live(store, &store->due.nr_leftovers);
 	if (!err)
 		err = pkernfs_load_tree(store);
-	if (err)
-		return err;
-	repair(store, &loading);
-	pkernfs_damage_settle(store);
-	return 0;
+	return err;
 }

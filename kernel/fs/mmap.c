@@ -38,6 +38,7 @@ static vm_fault_t insert(const struct piece *piece, u64 phys)
 
 	if (pkernfs_region(piece->inode)->pagemap)
 		return pkernfs_insert_page(vmf, pfn, piece->order, write);
+	pkernfs_reach_mark(vmf->vma->vm_private_data, phys, piece->bytes);
 
 	switch (piece->order) {
 	case 0:
@@ -67,6 +68,58 @@ static bool find_memory(const struct piece *piece, u64 *phys)
 	       IS_ALIGNED(*phys, piece->bytes);
 }
 
+/* Was this mapped by somebody who may only read the file, and always will? */
+static bool reads_only(const struct vm_area_struct *vma)
+{
+	return !(vma->vm_flags & VM_MAYWRITE);
+}
+
+/*
+ * Who only reads gets the zero page for a hole: no reader fills the store. The store is
+ * locked until it is in place, so it is there for pkernfs_drop_zeros() to find, or not at
+ * all.
+ *
+ * Who may write gets a block at once, also for a read: an entry that is not writable in a
+ * mapping that is would fail a later write of KVM or a map for DMA, which both don't ask
+ * for the fault again (see insert()).
+ */
+static vm_fault_t insert_zero(const struct piece *piece)
+{
+	struct pkernfs_region *region = pkernfs_region(piece->inode);
+	struct vm_fault *vmf = piece->vmf;
+	vm_fault_t ret = VM_FAULT_NOPAGE;
+	unsigned int nofs;
+	u64 phys;
+
+	if (piece->order)
+		return VM_FAULT_FALLBACK;
+	down_read(&region->lock);
+	nofs = memalloc_nofs_save();
+	if (!find_memory(piece, &phys)) {
+		set_bit(PKERNFS_ZEROS_MAPPED, &pkernfs_node(piece->inode)->user);
+		if (region->pagemap)
+			ret = pkernfs_insert_zero_page(vmf);
+		else
+			ret = vmf_insert_pfn(vmf->vma, vmf->address,
+					     page_to_pfn(ZERO_PAGE(vmf->address)));
+	}
+	memalloc_nofs_restore(nofs);
+	up_read(&region->lock);
+	return ret;
+}
+
+/*
+ * Blocks have come where holes were. The store is still locked, so nobody has found them
+ * yet when the zero page is gone from all mappings.
+ */
+void pkernfs_drop_zeros(struct inode *inode, loff_t pos, loff_t bytes)
+{
+	lockdep_assert_held_write(&pkernfs_region(inode)->lock);
+	/* No bytes would mean all that follow. */
+	if (bytes && test_bit(PKERNFS_ZEROS_MAPPED, &pkernfs_node(inode)->user))
+		unmap_mapping_range(inode->i_mapping, pos, bytes, 1);
+}
+
 /* A hole gets one block; what a larger entry would need may not be there. */
 static vm_fault_t fill_hole(const struct piece *piece, u64 *phys)
 {
@@ -85,6 +138,10 @@ static vm_fault_t fill_hole(const struct piece *piece, u64 *phys)
 					    pkernfs_now());
 		if (!err && !find_memory(piece, phys))
 			err = -EIO;
+		if (!err)
+			pkernfs_drop_zeros(piece->inode,
+					   round_down(piece->pos, PKERNFS_BLOCK_SIZE),
+					   PKERNFS_BLOCK_SIZE);
 		pkernfs_inode_sync(piece->inode);
 	}
 	pkernfs_unlock(region);
@@ -129,6 +186,8 @@ static vm_fault_t fault_locked(const struct piece *piece)
 	down_read(&region->lock);
 	found = find_memory(piece, &phys);
 	up_read(&region->lock);
+	if (!found && reads_only(piece->vmf->vma))
+		return insert_zero(piece);
 	if (!found) {
 		ret = fill_hole(piece, &phys);
 		if (ret)
@@ -198,6 +257,8 @@ static vm_fault_t pkernfs_fault(struct vm_fault *vmf)
  */
 static void pkernfs_vma_open(struct vm_area_struct *vma)
 {
+	if (vma->vm_private_data && vma->vm_mm != current->mm)
+		vma->vm_private_data = pkernfs_reach_fork(vma->vm_private_data, vma->vm_mm);
 	if (vma->vm_mm != current->mm ||
 	    find_vma_intersection(vma->vm_mm, vma->vm_start, vma->vm_end))
 		return;
@@ -205,11 +266,37 @@ static void pkernfs_vma_open(struct vm_area_struct *vma)
 			    vma->vm_end - vma->vm_start, 1);
 }
 
+/*
+ * Lets a debugger look. The zero page is the kernel's own memory, which must not be mapped
+ * a second time for that.
+ */
+static int pkernfs_access(struct vm_area_struct *vma, unsigned long addr, void *buf, int len,
+			  int write)
+{
+	struct inode *inode = file_inode(vma->vm_file);
+	struct pkernfs_region *region = pkernfs_region(inode);
+	loff_t pos = ((loff_t)vma->vm_pgoff << PAGE_SHIFT) + (addr - vma->vm_start);
+	u32 block, count;
+	bool hole;
+
+	if (write || !reads_only(vma) || pos >= i_size_read(inode))
+		return generic_access_phys(vma, addr, buf, len, write);
+	down_read(&region->lock);
+	hole = !pkernfs_node_map(region->store, pkernfs_node(inode),
+				 pos >> PKERNFS_BLOCK_SHIFT, &block, &count);
+	up_read(&region->lock);
+	if (!hole)
+		return generic_access_phys(vma, addr, buf, len, write);
+	len = min_t(u64, len, PKERNFS_BLOCK_SIZE - (pos & (PKERNFS_BLOCK_SIZE - 1)));
+	memset(buf, 0, len);
+	return len;
+}
+
 static const struct vm_operations_struct pkernfs_vm_ops = {
 	.open		= pkernfs_vma_open,
 	.fault		= pkernfs_fault,
 	.huge_fault	= pkernfs_huge_fault,
-	.access		= generic_access_phys,	/* lets a debugger look */
+	.access		= pkernfs_access,
 };
 
 /*
@@ -219,15 +306,23 @@ static const struct vm_operations_struct pkernfs_vm_ops = {
  */
 int pkernfs_mmap(struct file *file, struct vm_area_struct *vma)
 {
+	struct pkernfs_region *region = pkernfs_region(file_inode(file));
+
 	if (!(vma->vm_flags & VM_MAYSHARE)) {
 		if (vma->vm_flags & VM_WRITE)
 			return -EINVAL;
 		vm_flags_clear(vma, VM_MAYWRITE);
 	}
+	if (!region->pagemap) {
+		/* Pages can be pinned; without them it is noted who had what mapped. */
+		vma->vm_private_data = pkernfs_reach_mapper(region, vma->vm_mm);
+		if (!vma->vm_private_data)
+			return -ENOMEM;
+	}
 	file_accessed(file);
 	/* VM_DONTEXPAND also keeps khugepaged away, which would look for a page cache. */
 	vm_flags_set(vma, VM_DONTEXPAND | VM_DONTDUMP | VM_HUGEPAGE);
-	if (pkernfs_region(file_inode(file))->pagemap)
+	if (region->pagemap)
 		vm_flags_set(vma, PKERNFS_VM_PAGES);
 	else
 		vm_flags_set(vma, VM_PFNMAP);

@@ -2,6 +2,9 @@
 /*
  * Loading and unloading: the regions are claimed as long as the module is loaded.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/cc_platform.h>
 #include <linux/module.h>
 
 #include "pkernfs.h"
@@ -14,6 +17,12 @@ static int __init pkernfs_init(void)
 {
 	int err;
 
+	/* The kernel would map the range without the bit that user space's mappings have. */
+	if (cc_platform_has(CC_ATTR_HOST_MEM_ENCRYPT)) {
+		pr_err("memory encryption (SME) is on, and reads and mappings of a file would differ: boot with mem_encrypt=off\n");
+		return -EOPNOTSUPP;
+	}
+
 	err = pkernfs_sysfs_init();
 	if (err)
 		return err;
@@ -22,12 +31,24 @@ static int __init pkernfs_init(void)
 	if (err)
 		goto exit_sysfs;
 
-	err = register_filesystem(&pkernfs_fs_type);
+	err = pkernfs_reach_init();
 	if (err)
 		goto release_regions;
 
+	err = pkernfs_power_init();
+	if (err)
+		goto exit_reach;
+
+	err = register_filesystem(&pkernfs_fs_type);
+	if (err)
+		goto exit_power;
+
 	return 0;
 
+exit_power:
+	pkernfs_power_exit();
+exit_reach:
+	pkernfs_reach_exit();
 release_regions:
 	pkernfs_regions_release();
 exit_sysfs:
@@ -40,6 +61,8 @@ static void __exit pkernfs_exit(void)
 	unregister_filesystem(&pkernfs_fs_type);
 	/* Inodes are freed after a grace period. */
 	rcu_barrier();
+	pkernfs_power_exit();
+	pkernfs_reach_exit();
 	pkernfs_regions_release();
 	pkernfs_sysfs_exit();
 }

@@ -41,15 +41,16 @@ u32 pkernfs_pages_blocks(const struct pkernfs_region *region)
 	return DIV_ROUND_UP_ULL(bytes, PKERNFS_BLOCK_SIZE);
 }
 
-static struct page *block_page(struct pkernfs_backing *backing, u32 block)
+static struct page *block_page(const struct pkernfs_region *region, u32 block)
 {
-	return pfn_to_page(PHYS_PFN(backing->base) +
+	return pfn_to_page(PHYS_PFN(region->base) +
 			   ((unsigned long)block << (PKERNFS_BLOCK_SHIFT - PAGE_SHIFT)));
 }
 
-static bool block_idle(struct pkernfs_backing *backing, u32 block)
+/* Has nobody a reference to any page of this block? */
+bool pkernfs_pages_idle(const struct pkernfs_region *region, u32 block)
 {
-	return page_ref_count(block_page(backing, block)) == 1;
+	return !region->pagemap || page_ref_count(block_page(region, block)) == 1;
 }
 
 static struct dev_pagemap *new_pagemap(const struct pkernfs_region *region, u32 page_blocks)
@@ -98,7 +99,6 @@ int pkernfs_pages_start(struct pkernfs_region *region)
 		return PTR_ERR(addr);
 	}
 	region->pagemap = pagemap;
-	region->backing.idle = block_idle;
 	return 0;
 }
 
@@ -111,7 +111,7 @@ static void wait_idle(struct pkernfs_region *region, u32 page_blocks)
 	bool said = false;
 
 	for (u32 block = 1 + page_blocks; block < region->backing.nr_blocks; block++) {
-		while (!block_idle(&region->backing, block)) {
+		while (!pkernfs_pages_idle(region, block)) {
 			if (!said)
 				pr_warn("region %s: memory is still in use by a device, waiting\n",
 					region->name);
@@ -127,7 +127,6 @@ void pkernfs_pages_stop(struct pkernfs_region *region)
 	if (!region->pagemap)
 		return;
 	wait_idle(region, le32_to_cpu(pkernfs_store_super(region->store)->page_blocks));
-	region->backing.idle = NULL;
 	memunmap_pages(region->pagemap);
 	kfree(region->pagemap);
 	region->pagemap = NULL;

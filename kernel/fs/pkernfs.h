@@ -83,13 +83,16 @@ static inline struct pkernfs_node *pkernfs_node(const struct inode *inode)
 	return inode->i_private;
 }
 
+/* Bits of struct pkernfs_node.user. */
+#define PKERNFS_ZEROS_MAPPED	0	/* the zero page may be mapped where the file has holes */
+
 static inline s64 pkernfs_now(void)
 {
 	return ktime_get_coarse_real_ns();
 }
 
 /* bootline.c */
-int pkernfs_parse_range(const char *text, u64 *size, u64 *start);
+int pkernfs_parse_region(struct pkernfs_region *region, char *text);
 int pkernfs_bootline_protects(u64 base, u64 size);
 
 /* region.c */
@@ -108,6 +111,7 @@ int pkernfs_sysfs_add(struct pkernfs_region *region);
 
 /* super.c */
 extern struct file_system_type pkernfs_fs_type;
+void pkernfs_region_usage(struct pkernfs_region *region, struct pkernfs_usage *usage);
 
 /* inode.c */
 struct inode *pkernfs_iget(struct super_block *sb, struct pkernfs_node *node);
@@ -135,6 +139,7 @@ int pkernfs_set_size(struct inode *inode, loff_t size);
 int pkernfs_fsync(struct file *file, loff_t start, loff_t end, int datasync);
 
 /* fill.c */
+int pkernfs_fill_locked(struct inode *inode, u32 first, u32 count, loff_t new_size);
 int pkernfs_fill(struct inode *inode, loff_t pos, loff_t end, loff_t new_size);
 
 /* export.c */
@@ -148,11 +153,28 @@ void pkernfs_guard_mounted(struct pkernfs_region *region);
 
 /* mmap.c */
 int pkernfs_mmap(struct file *file, struct vm_area_struct *vma);
+void pkernfs_drop_zeros(struct inode *inode, loff_t pos, loff_t bytes);
 unsigned long pkernfs_file_area(struct file *file, unsigned long addr, unsigned long len,
 				unsigned long pgoff, unsigned long flags);
 
+/* reach.c */
+struct pkernfs_mapper;
+
+int pkernfs_reach_init(void);
+void pkernfs_reach_exit(void);
+struct pkernfs_mapper *pkernfs_reach_mapper(struct pkernfs_region *region, struct mm_struct *mm);
+struct pkernfs_mapper *pkernfs_reach_fork(struct pkernfs_mapper *parent, struct mm_struct *mm);
+void pkernfs_reach_mark(struct pkernfs_mapper *mapper, u64 phys, u64 bytes);
+bool pkernfs_reached(const struct pkernfs_region *region, u32 block);
+bool pkernfs_reached_any(const struct pkernfs_region *region);
+
+/* power.c */
+int pkernfs_power_init(void);
+void pkernfs_power_exit(void);
+
 /* pages.c */
 bool pkernfs_pages_wanted(void);
+bool pkernfs_pages_idle(const struct pkernfs_region *region, u32 block);
 u32 pkernfs_pages_blocks(const struct pkernfs_region *region);
 int pkernfs_pages_start(struct pkernfs_region *region);
 void pkernfs_pages_stop(struct pkernfs_region *region);

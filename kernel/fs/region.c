@@ -9,7 +9,6 @@
 #include <asm/pgtable.h>
 #include <asm/processor.h>
 
-#include <linux/ctype.h>
 #include <linux/io.h>
 #include <linux/ioport.h>
 #include <linux/export.h>
@@ -115,6 +114,13 @@ static int zero_blocks(struct pkernfs_backing *backing, u32 block, u32 count)
 static int zero_part(struct pkernfs_backing *backing, u32 block, u32 offset, u32 bytes)
 {
 	return zero_phys(backing_region(backing), block_phys(backing, block) + offset, bytes);
+}
+
+static bool idle(struct pkernfs_backing *backing, u32 block)
+{
+	const struct pkernfs_region *region = backing_region(backing);
+
+	return pkernfs_pages_idle(region, block) && !pkernfs_reached(region, block);
 }
 
 static __printf(2, 3) void say(struct pkernfs_backing *backing, const char *fmt, ...)
@@ -291,43 +297,6 @@ void pkernfs_region_free(struct pkernfs_region *region)
 	kfree(region);
 }
 
-static bool name_valid(const char *name)
-{
-	size_t len = strlen(name);
-
-	if (!len || len > PKERNFS_LABEL_MAX || *name == '.' || !strcmp(name, "none"))
-		return false;
-	for (; *name; name++)
-		if (!isalnum(*name) && !strchr("-_.", *name))
-			return false;
-	return true;
-}
-
-/* text is cut into its parts. */
-static int parse_region(struct pkernfs_region *region, char *text)
-{
-	char *colon = strchr(text, ':');
-	const char *name = KBUILD_MODNAME;
-
-	if (colon) {
-		*colon = '\0';
-		name = text;
-		text = colon + 1;
-	}
-	if (!name_valid(name)) {
-		pr_err("region=%s:%s: a name is 1 to %d letters, digits, '-', '_' or '.' and not 'none'\n",
-		       name, text, PKERNFS_LABEL_MAX);
-		return -EINVAL;
-	}
-	if (pkernfs_parse_range(text, &region->size, &region->base)) {
-		pr_err("region=%s: not understood: write [NAME:]SIZE!START, such as region=4G!8G\n",
-		       text);
-		return -EINVAL;
-	}
-	strscpy(region->name, name, sizeof(region->name));
-	return 0;
-}
-
 static struct pkernfs_region *region_new(char *text)
 {
 	struct pkernfs_region *region;
@@ -337,7 +306,7 @@ static struct pkernfs_region *region_new(char *text)
 	if (!region)
 		return ERR_PTR(-ENOMEM);
 
-	err = parse_region(region, text);
+	err = pkernfs_parse_region(region, text);
 	if (!err)
 		err = check_shape(region);
 	if (!err)
@@ -355,6 +324,7 @@ static struct pkernfs_region *region_new(char *text)
 		.unmap_meta	= unmap_meta,
 		.zero		= zero_blocks,
 		.zero_part	= zero_part,
+		.idle		= idle,
 		.say		= say,
 		.alarm		= alarm,
 		.lock		= &region->lock,

@@ -16,48 +16,17 @@ static void touch(struct pkernfs_inode *draft, s64 now_ns)
 	draft->ctime_ns = cpu_to_le64(now_ns);
 }
 
-/*
- * Zeroes the bytes [from, to) of a file where it has blocks. They are beyond the
- * end of the file: whoever had the block mapped can have written there.
- */
-static int zero_bytes(struct pkernfs_store *store, const struct pkernfs_node *node,
-		      u64 from, u64 to)
-{
-	struct pkernfs_backing *backing = store->backing;
-	int err;
-
-	while (from < to) {
-		u32 file_block = from >> PKERNFS_BLOCK_SHIFT;
-		u32 offset = from & (PKERNFS_BLOCK_SIZE - 1);
-		u32 block, count, bytes;
-
-		if (!pkernfs_node_map(store, node, file_block, &block, &count)) {
-			from = (u64)(file_block + count) << PKERNFS_BLOCK_SHIFT;
-			continue;
-		}
-		bytes = min_t(u64, PKERNFS_BLOCK_SIZE - offset, to - from);
-		if (bytes == PKERNFS_BLOCK_SIZE) {
-			count = min_t(u64, count, (to - from) >> PKERNFS_BLOCK_SHIFT);
-			err = backing->zero(backing, block, count);
-			from += (u64)count << PKERNFS_BLOCK_SHIFT;
-		} else {
-			err = backing->zero_part(backing, block, offset, bytes);
-			from += bytes;
-		}
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
-/* What is being allocated: all extents that the file will have, and those that are new. */
-struct filling {
-	struct pkernfs_runs all;
-	struct pkernfs_runs fresh;
-	u64 file_blocks;
+/* An allocation that is under way. */
+struct pkernfs_filling {
+	u64 old_size;
+	u64 size;			/* that the file will have */
+	u64 file_blocks;		/* likewise */
+	struct pkernfs_runs all;	/* extents that it will have, if any is new */
+	struct pkernfs_runs fresh;	/* those that are new */
+	struct pkernfs_runs exposed;	/* of those it has, where the size will reach into */
 };
 
-static int fill_hole(struct pkernfs_store *store, struct filling *fill, u32 from, u32 to,
+static int fill_hole(struct pkernfs_store *store, struct pkernfs_filling *fill, u32 from, u32 to,
 		     const struct pkernfs_run *after)
 {
 	struct pkernfs_run before;
@@ -94,7 +63,7 @@ static int fill_hole(struct pkernfs_store *store, struct filling *fill, u32 from
 
 /* Goes through the extents that reach into [from, to) and fills what is between them. */
 static int fill_range(struct pkernfs_store *store, const struct pkernfs_inode *inode,
-		      u32 from, u32 to, struct filling *fill)
+		      u32 from, u32 to, struct pkernfs_filling *fill)
 {
 	u32 i = pkernfs_extent_search(store, inode, from);
 	struct pkernfs_run run;
@@ -130,22 +99,8 @@ static u32 count_holes(struct pkernfs_store *store, const struct pkernfs_node *n
 	return holes;
 }
 
-static int zero_fresh(struct pkernfs_store *store, const struct pkernfs_runs *fresh)
-{
-	struct pkernfs_backing *backing = store->backing;
-	int err;
-	u32 i;
-
-	for (i = 0; i < fresh->nr; i++) {
-		err = backing->zero(backing, fresh->v[i].block, fresh->v[i].count);
-		if (err)
-			return err;
-	}
-	return 0;
-}
-
 static int allocate_runs(struct pkernfs_store *store, struct pkernfs_node *node,
-			 u32 from, u32 to, struct filling *fill)
+			 u32 from, u32 to, struct pkernfs_filling *fill)
 {
 	const struct pkernfs_inode *inode = node->inode;
 	int err;
@@ -157,60 +112,156 @@ static int allocate_runs(struct pkernfs_store *store, struct pkernfs_node *node,
 		err = pkernfs_runs_copy(store, inode, to, U32_MAX, &fill->all);
 	if (err)
 		return err;
-	if (pkernfs_pages_for(fill->all.nr) > PKERNFS_MAX_EXTENT_PAGES)
-		return -ENOSPC;
-	return zero_fresh(store, &fill->fresh);
+	return pkernfs_pages_for(fill->all.nr) > PKERNFS_MAX_EXTENT_PAGES ? -ENOSPC : 0;
 }
 
-static int allocate_commit(struct pkernfs_store *store, struct pkernfs_node *node,
-			   const struct pkernfs_runs *runs, u64 size, s64 now_ns)
+static int commit_size(struct pkernfs_store *store, struct pkernfs_node *node,
+		       const struct pkernfs_runs *runs, u64 size, s64 now_ns)
 {
 	const struct pkernfs_step step = { .node = node, .runs = runs };
 	struct pkernfs_inode *draft;
-	int err;
 
-	err = zero_bytes(store, node, le64_to_cpu(node->inode->size), size);
-	if (err)
-		return err;
 	draft = pkernfs_step_begin(store, node);
 	draft->size = cpu_to_le64(size);
 	touch(draft, now_ns);
 	return pkernfs_step_commit(store, &step);
 }
 
-int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
-			  u32 file_block, u32 count, u64 new_size, s64 now_ns)
+static void filling_drop(struct pkernfs_filling *fill)
 {
-	const u64 size = max(le64_to_cpu(node->inode->size), new_size);
+	pkernfs_runs_drop(&fill->exposed);
+	pkernfs_runs_drop(&fill->fresh);
+	pkernfs_runs_drop(&fill->all);
+	kfree(fill);
+}
+
+static void give_back(struct pkernfs_store *store, const struct pkernfs_runs *runs)
+{
+	u32 i;
+
+	for (i = 0; i < runs->nr; i++)
+		pkernfs_space_untake(store, runs->v[i].block, runs->v[i].count);
+}
+
+int pkernfs_node_reserve(struct pkernfs_store *store, struct pkernfs_node *node, u32 file_block,
+			 u32 count, u64 new_size, struct pkernfs_filling **ret)
+{
+	const u64 old_size = le64_to_cpu(node->inode->size);
 	const u64 end = (u64)file_block + count;
-	struct filling fill = { };
-	u32 holes, i;
-	int err;
+	struct pkernfs_filling *fill;
+	int err = 0;
+	u32 holes;
 
 	pkernfs_assert_locked(store);
 	if (end > U32_MAX || new_size > PKERNFS_FILE_MAX)
 		return -EFBIG;
 	pkernfs_space_collect(store);
 	holes = count_holes(store, node, file_block, end);
-	if (!holes) {
-		if (size == le64_to_cpu(node->inode->size))
-			return 0;
-		return allocate_commit(store, node, NULL, size, now_ns);
-	}
 	if (holes > store->nr_free)
 		return pkernfs_no_space(store);
+	fill = kzalloc(sizeof(*fill), PKERNFS_GFP);
+	if (!fill)
+		return -ENOMEM;
 
-	fill.file_blocks = max(end, DIV_ROUND_UP_ULL(size, PKERNFS_BLOCK_SIZE));
-	err = allocate_runs(store, node, file_block, end, &fill);
-	if (!err)
-		err = allocate_commit(store, node, &fill.all, size, now_ns);
-	if (err)
-		for (i = 0; i < fill.fresh.nr; i++)
-			pkernfs_space_untake(store, fill.fresh.v[i].block,
-					     fill.fresh.v[i].count);
-	pkernfs_runs_drop(&fill.fresh);
-	pkernfs_runs_drop(&fill.all);
+	fill->old_size = old_size;
+	fill->size = max(old_size, new_size);
+	fill->file_blocks = max(end, DIV_ROUND_UP_ULL(fill->size, PKERNFS_BLOCK_SIZE));
+	if (holes)
+		err = allocate_runs(store, node, file_block, end, fill);
+	if (!err && fill->size > old_size)
+		err = pkernfs_runs_copy(store, node->inode, old_size >> PKERNFS_BLOCK_SHIFT,
+					DIV_ROUND_UP_ULL(fill->size, PKERNFS_BLOCK_SIZE),
+					&fill->exposed);
+	if (err) {
+		give_back(store, &fill->fresh);
+		filling_drop(fill);
+		return err;
+	}
+	*ret = fill;
+	return 0;
+}
+
+/* Whole blocks, and none when stop() says so. */
+static int zero_run(struct pkernfs_backing *backing, u32 block, u32 count, bool (*stop)(void))
+{
+	while (count) {
+		u32 now = min(count, PKERNFS_WINDOW);
+		int err;
+
+		if (stop && stop())
+			return -EINTR;
+		err = backing->zero(backing, block, now);
+		if (err)
+			return err;
+		block += now;
+		count -= now;
+	}
+	return 0;
+}
+
+/* The bytes of an extent of the file that are at from or behind, and before to. */
+static int zero_within(struct pkernfs_backing *backing, const struct pkernfs_run *run, u64 from,
+		       u64 to, bool (*stop)(void))
+{
+	const u64 start = (u64)run->file_block << PKERNFS_BLOCK_SHIFT;
+	const u64 end = (u64)pkernfs_run_end(run) << PKERNFS_BLOCK_SHIFT;
+	u64 at = max(start, from);
+	int err = 0;
+
+	to = min(end, to);
+	while (!err && at < to) {
+		u32 block = run->block + ((at - start) >> PKERNFS_BLOCK_SHIFT);
+		u32 offset = at & (PKERNFS_BLOCK_SIZE - 1);
+		u64 bytes = min_t(u64, PKERNFS_BLOCK_SIZE - offset, to - at);
+
+		if (bytes == PKERNFS_BLOCK_SIZE) {
+			bytes = rounddown(to - at, (u64)PKERNFS_BLOCK_SIZE);
+			err = zero_run(backing, block, bytes >> PKERNFS_BLOCK_SHIFT, stop);
+		} else {
+			err = backing->zero_part(backing, block, offset, bytes);
+		}
+		at += bytes;
+	}
 	return err;
+}
+
+int pkernfs_filling_zero(struct pkernfs_backing *backing, const struct pkernfs_filling *fill,
+			 bool (*stop)(void))
+{
+	int err = 0;
+	u32 i;
+
+	for (i = 0; !err && i < fill->fresh.nr; i++)
+		err = zero_run(backing, fill->fresh.v[i].block, fill->fresh.v[i].count, stop);
+	for (i = 0; !err && i < fill->exposed.nr; i++)
+		err = zero_within(backing, &fill->exposed.v[i], fill->old_size, fill->size, stop);
+	return err;
+}
+
+int pkernfs_node_commit(struct pkernfs_store *store, struct pkernfs_node *node,
+			struct pkernfs_filling *fill, int err, s64 now_ns)
+{
+	pkernfs_assert_locked(store);
+	if (!err && (fill->fresh.nr || fill->size != fill->old_size))
+		err = commit_size(store, node, fill->fresh.nr ? &fill->all : NULL, fill->size,
+				  now_ns);
+	if (err)
+		give_back(store, &fill->fresh);
+	filling_drop(fill);
+	return err;
+}
+
+int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
+			  u32 file_block, u32 count, u64 new_size, s64 now_ns)
+{
+	struct pkernfs_filling *fill;
+	int err;
+
+	err = pkernfs_node_reserve(store, node, file_block, count, new_size, &fill);
+	if (err)
+		return err;
+	err = pkernfs_filling_zero(store->backing, fill, NULL);
+	return pkernfs_node_commit(store, node, fill, err, now_ns);
 }
 
 /* Takes the blocks [from, to) away from a file and sets its size, in one step. */
@@ -257,9 +308,15 @@ static bool has_blocks(struct pkernfs_store *store, const struct pkernfs_node *n
 int pkernfs_node_zero_tail(struct pkernfs_store *store, struct pkernfs_node *node)
 {
 	const u64 size = le64_to_cpu(node->inode->size);
+	const u32 offset = size & (PKERNFS_BLOCK_SIZE - 1);
+	const u32 bytes = round_up(size, (u64)PKERNFS_SLOT_SIZE) - size;
+	u32 block, count;
 
 	pkernfs_assert_locked(store);
-	return zero_bytes(store, node, size, round_up(size, (u64)PKERNFS_SLOT_SIZE));
+	if (!bytes ||
+	    !pkernfs_node_map(store, node, size >> PKERNFS_BLOCK_SHIFT, &block, &count))
+		return 0;
+	return store->backing->zero_part(store->backing, block, offset, bytes);
 }
 
 static int shrink(struct pkernfs_store *store, struct pkernfs_node *node, u64 size, s64 now_ns)
@@ -272,7 +329,7 @@ static int shrink(struct pkernfs_store *store, struct pkernfs_node *node, u64 si
 	if (cuts)
 		err = cut(store, node, end, U32_MAX, size, now_ns);
 	else if (size < old_size)
-		err = allocate_commit(store, node, NULL, size, now_ns);
+		err = commit_size(store, node, NULL, size, now_ns);
 	else
 		return 0;
 	if (err)
@@ -293,7 +350,7 @@ int pkernfs_node_resize(struct pkernfs_store *store, struct pkernfs_node *node, 
 		return -EFBIG;
 	pkernfs_space_collect(store);
 	if (size > le64_to_cpu(node->inode->size))
-		return allocate_commit(store, node, NULL, size, now_ns);
+		return pkernfs_node_allocate(store, node, 0, 0, size, now_ns);
 	return shrink(store, node, size, now_ns);
 }
 

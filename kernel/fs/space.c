@@ -84,6 +84,12 @@ void pkernfs_space_untake(struct pkernfs_store *store, u32 block, u32 count)
 	store->lowest = min(store->lowest, block);
 }
 
+static void into_limbo(struct pkernfs_store *store, u32 block)
+{
+	__set_bit(block, store->limbo);
+	store->nr_limbo++;
+}
+
 void pkernfs_space_free(struct pkernfs_store *store, u32 block, u32 count)
 {
 	struct pkernfs_backing *backing = store->backing;
@@ -93,12 +99,10 @@ void pkernfs_space_free(struct pkernfs_store *store, u32 block, u32 count)
 		return;
 	}
 	for (; count; block++, count--) {
-		if (backing->idle(backing, block)) {
+		if (backing->idle(backing, block))
 			pkernfs_space_untake(store, block, 1);
-		} else {
-			__set_bit(block, store->limbo);
-			store->nr_limbo++;
-		}
+		else
+			into_limbo(store, block);
 	}
 }
 
@@ -116,6 +120,27 @@ void pkernfs_space_collect(struct pkernfs_store *store)
 		__clear_bit(block, store->limbo);
 		store->nr_limbo--;
 		pkernfs_space_untake(store, block, 1);
+	}
+}
+
+void pkernfs_store_collect(struct pkernfs_store *store)
+{
+	pkernfs_assert_locked(store);
+	pkernfs_space_collect(store);
+}
+
+void pkernfs_store_recheck(struct pkernfs_store *store)
+{
+	struct pkernfs_backing *backing = store->backing;
+	u32 block;
+
+	pkernfs_assert_locked(store);
+	for (block = next_free(store, 0); block < store->nr_blocks;
+	     block = next_free(store, block + 1)) {
+		if (backing->idle(backing, block))
+			continue;
+		mark(store, block, 1);
+		into_limbo(store, block);
 	}
 }
 

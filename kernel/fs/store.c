@@ -297,7 +297,8 @@ free:
 	return err;
 }
 
-int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **ret)
+int pkernfs_store_open(struct pkernfs_backing *backing, bool read_only,
+		       struct pkernfs_store **ret)
 {
 	struct pkernfs_store *store;
 	int err = -ENOMEM;
@@ -318,6 +319,9 @@ int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **r
 	err = pkernfs_load(store);
 	if (err)
 		goto close;
+	if (!read_only)
+		pkernfs_store_repair(store);
+	pkernfs_damage_settle(store);
 	*ret = store;
 	return 0;
 close:
@@ -355,6 +359,7 @@ void pkernfs_store_usage(struct pkernfs_store *store, struct pkernfs_usage *usag
 
 	usage->blocks = store->nr_blocks - store->page_blocks - store->nr_metas;
 	usage->blocks_free = store->nr_free;
+	usage->blocks_limbo = store->nr_limbo;
 	usage->nodes = store->nr_nodes;
 	usage->nodes_free = slots > reserved ? slots - reserved : 0;
 }

@@ -79,11 +79,12 @@ struct pkernfs_node {
 	struct rb_node by_child;	/* parent->children, ordered by ino */
 	struct rb_root names;
 	struct rb_root children;
-	void *vfs;			/* free for the user of this interface */
+	unsigned long user;		/* bits that are free for the user of this interface */
 };
 
 struct pkernfs_usage {
 	u64 blocks, blocks_free;	/* data blocks: files' and free */
+	u64 blocks_limbo;		/* in no file, but somebody may still reach them */
 	u64 nodes, nodes_free;		/* nodes_free: as if all free blocks went to metadata */
 };
 
@@ -97,8 +98,12 @@ struct pkernfs_usage {
 /*
  * -EINVAL: no store here; -EUCLEAN: its super blocks, chain or root are damaged; -EOPNOTSUPP: version or feature unknown;
  * -ENXIO: made for another base or size; -ENOMEM. Each with one line of say().
+ * read_only: nothing is written. Before the store changes, _repair() has to be called.
  */
-int pkernfs_store_open(struct pkernfs_backing *backing, struct pkernfs_store **ret);
+int pkernfs_store_open(struct pkernfs_backing *backing, bool read_only,
+		       struct pkernfs_store **ret);
+/* Puts right what a crash left over, if that was not done when the store was opened. */
+void pkernfs_store_repair(struct pkernfs_store *store);
 /* What was damaged when the store was opened, a line for each; "" if nothing was. */
 const char *pkernfs_store_damage(struct pkernfs_store *store, u32 *length);
 void pkernfs_store_close(struct pkernfs_store *store);
@@ -111,6 +116,14 @@ int pkernfs_store_remains(struct pkernfs_backing *backing, void *block0);
 int pkernfs_store_make(struct pkernfs_backing *backing, const u8 uuid[16],
 		       const char *label, u32 page_blocks,
 		       const struct pkernfs_attr *root, bool force);
+/*
+ * Blocks that somebody may still reach are in limbo: in no file, and not free before
+ * backing->idle() says so. Each change of the store asks again; _collect() does just that.
+ * _recheck() asks for all that seems free: for a store that was just opened, while there
+ * is somebody who reached blocks when it was open before.
+ */
+void pkernfs_store_collect(struct pkernfs_store *store);
+void pkernfs_store_recheck(struct pkernfs_store *store);
 void pkernfs_store_usage(struct pkernfs_store *store, struct pkernfs_usage *usage);
 const struct pkernfs_super *pkernfs_store_super(struct pkernfs_store *store);
 struct pkernfs_node *pkernfs_store_root(struct pkernfs_store *store);
@@ -179,6 +192,22 @@ bool pkernfs_node_map(struct pkernfs_store *store, const struct pkernfs_node *no
  */
 int pkernfs_node_allocate(struct pkernfs_store *store, struct pkernfs_node *node,
 			  u32 file_block, u32 count, u64 new_size, s64 now_ns);
+/*
+ * The same in three calls, so that the store need not be locked while memory is zeroed: the
+ * RAM of a guest takes its time. _reserve() takes the blocks, and nobody else gets them;
+ * _zero() needs no lock; _commit() makes them part of the file, or gives them back if there
+ * was an err, and has to follow in any case. Neither blocks nor size of the file may change
+ * meanwhile, names and attributes may. After a crash on the way the blocks are free.
+ */
+struct pkernfs_filling;
+
+int pkernfs_node_reserve(struct pkernfs_store *store, struct pkernfs_node *node, u32 file_block,
+			 u32 count, u64 new_size, struct pkernfs_filling **ret);
+/* -EINTR: stop() said so, which is asked for each GiB; NULL: never. */
+int pkernfs_filling_zero(struct pkernfs_backing *backing, const struct pkernfs_filling *fill,
+			 bool (*stop)(void));
+int pkernfs_node_commit(struct pkernfs_store *store, struct pkernfs_node *node,
+			struct pkernfs_filling *fill, int err, s64 now_ns);
 /*
  * Either way, to the byte. What a growth exposes is zero. Caller has taken mappings
  * away before a shrink. Blocks beyond the new size go, also when size is as before.

@@ -63,6 +63,12 @@ struct pkernfs_damage {
 	bool withheld_told;
 };
 
+/* What is to be put right before anything else is written. */
+struct pkernfs_repairs {
+	struct pkernfs_super *broken;	/* the copy that is, or NULL */
+	u64 nr_leftovers;		/* committed slots that do not count */
+};
+
 struct pkernfs_store {
 	struct pkernfs_backing *backing;
 	struct pkernfs_super *super;	/* a copy */
@@ -75,6 +81,7 @@ struct pkernfs_store {
 	u64 next_seq;
 	u64 next_ino;
 
+	struct pkernfs_repairs due;
 	struct pkernfs_damage damage;
 	struct pkernfs_node *lost;	/* the directory that is not stored, or NULL */
 
@@ -84,6 +91,7 @@ struct pkernfs_store {
 	unsigned long *contested;	/* with two owners; NULL but while opening */
 	u32 nr_free;
 	u32 nr_limbo;
+	bool limbo_told;
 	u32 lowest;		/* no block below is free */
 
 	/* Slots. */

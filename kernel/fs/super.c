@@ -23,21 +23,37 @@ static const struct fs_parameter_spec pkernfs_params[] = {
 	{}
 };
 
+/* Of the mounted store; asks again for what is in limbo. All zero: none is mounted. */
+void pkernfs_region_usage(struct pkernfs_region *region, struct pkernfs_usage *usage)
+{
+	*usage = (struct pkernfs_usage){ };
+	down_read(&region->lock);
+	if (region->store)
+		pkernfs_store_usage(region->store, usage);
+	up_read(&region->lock);
+	if (!usage->blocks_limbo)
+		return;
+	pkernfs_lock(region);
+	if (region->store) {
+		pkernfs_store_collect(region->store);
+		pkernfs_store_usage(region->store, usage);
+	}
+	pkernfs_unlock(region);
+}
+
 static int pkernfs_statfs(struct dentry *dentry, struct kstatfs *stat)
 {
 	struct pkernfs_region *region = pkernfs_sb_region(dentry->d_sb);
 	struct pkernfs_usage usage;
 
-	down_read(&region->lock);
-	pkernfs_store_usage(region->store, &usage);
-	up_read(&region->lock);
-
+	pkernfs_region_usage(region, &usage);
 	stat->f_type = PKERNFS_SUPER_MAGIC;
 	stat->f_bsize = PKERNFS_BLOCK_SIZE;
 	stat->f_frsize = PKERNFS_BLOCK_SIZE;
 	/* All of the range: what is neither free nor in a file is metadata. */
 	stat->f_blocks = region->backing.nr_blocks;
-	stat->f_bfree = usage.blocks_free;
+	/* What a device may still reach is in no file, but nobody can have it. */
+	stat->f_bfree = usage.blocks_free + usage.blocks_limbo;
 	stat->f_bavail = usage.blocks_free;
 	stat->f_files = usage.nodes + usage.nodes_free;
 	stat->f_ffree = usage.nodes_free;
@@ -101,7 +117,9 @@ static int open_store(struct super_block *sb, bool init)
 	if (init)
 		err = make_store(region);
 	if (!err)
-		err = pkernfs_store_open(&region->backing, &region->store);
+		err = pkernfs_store_open(&region->backing, sb_rdonly(sb), &region->store);
+	if (!err && pkernfs_reached_any(region))
+		pkernfs_store_recheck(region->store);
 	region->sb = sb;
 	pkernfs_unlock(region);
 	return err;
@@ -224,9 +242,24 @@ static void pkernfs_free_fc(struct fs_context *fc)
 	kfree(fc->fs_private);
 }
 
+/* From here on it may be written: first what a crash left over is put right. */
+static int pkernfs_reconfigure(struct fs_context *fc)
+{
+	struct super_block *sb = fc->root->d_sb;
+	struct pkernfs_region *region = pkernfs_sb_region(sb);
+
+	if (!sb_rdonly(sb) || (fc->sb_flags & SB_RDONLY))
+		return 0;
+	pkernfs_lock(region);
+	pkernfs_store_repair(region->store);
+	pkernfs_unlock(region);
+	return 0;
+}
+
 static const struct fs_context_operations pkernfs_context_ops = {
 	.parse_param	= pkernfs_parse_param,
 	.get_tree	= pkernfs_get_tree,
+	.reconfigure	= pkernfs_reconfigure,
 	.free		= pkernfs_free_fc,
 };
 

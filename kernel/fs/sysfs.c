@@ -54,16 +54,27 @@ static ssize_t pages_show(struct kobject *kobj, struct kobj_attribute *attr, cha
 	return sysfs_emit(buf, "%d\n", has_pages);
 }
 
+/* Blocks of the mounted store that are in no file, but that a device may still reach. */
+static ssize_t limbo_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
+{
+	struct pkernfs_usage usage;
+
+	pkernfs_region_usage(kobj_region(kobj), &usage);
+	return sysfs_emit(buf, "%llu\n", usage.blocks_limbo);
+}
+
 static struct kobj_attribute base_attr = __ATTR_RO(base);
 static struct kobj_attribute size_attr = __ATTR_RO(size);
 static struct kobj_attribute sequence_attr = __ATTR_RO(sequence);
 static struct kobj_attribute pages_attr = __ATTR_RO(pages);
+static struct kobj_attribute limbo_attr = __ATTR_RO(limbo);
 
 static struct attribute *pkernfs_attrs[] = {
 	&base_attr.attr,
 	&size_attr.attr,
 	&sequence_attr.attr,
 	&pages_attr.attr,
+	&limbo_attr.attr,
 	NULL,
 };
 ATTRIBUTE_GROUPS(pkernfs);

@@ -133,12 +133,14 @@ static void unmap_meta(struct pkernfs_backing *backing, u32 block, void *addr)
 static int zero(struct pkernfs_backing *backing, u32 block, u32 count)
 {
 	assert(count && block + (u64)count <= backing->nr_blocks);
+	of(backing)->zeroed += count * BLOCK;
 	return zero_bytes(of(backing), block * BLOCK, count * BLOCK);
 }
 
 static int zero_part(struct pkernfs_backing *backing, u32 block, u32 offset, u32 bytes)
 {
 	assert(block < backing->nr_blocks && offset + (u64)bytes <= BLOCK);
+	of(backing)->zeroed += bytes;
 	return zero_bytes(of(backing), block * BLOCK + offset, bytes);
 }
 
@@ -227,6 +229,17 @@ struct pkernfs_store *pkn_store(struct pkn *n)
 	return n->store;
 }
 
+struct pkernfs_backing *pkn_backing(struct pkn *n)
+{
+	pkn_current = n;
+	return &n->backing;
+}
+
+u64 pkn_zeroed(struct pkn *n)
+{
+	return n->zeroed;
+}
+
 void pkn_record(struct pkn *n, bool on)
 {
 	n->recording = on;
@@ -294,7 +307,13 @@ int pkn_make(struct pkn *n, const char *label, u32 page_blocks, bool force)
 int pkn_open(struct pkn *n)
 {
 	pkn_current = n;
-	return pkernfs_store_open(&n->backing, &n->store);
+	return pkernfs_store_open(&n->backing, false, &n->store);
+}
+
+int pkn_open_read_only(struct pkn *n)
+{
+	pkn_current = n;
+	return pkernfs_store_open(&n->backing, true, &n->store);
 }
 
 void pkn_close(struct pkn *n)

@@ -40,8 +40,12 @@ struct pkn *pkn_new(u32 nr_blocks, u64 base);
 void pkn_free(struct pkn *n);
 u8 *pkn_memory(struct pkn *n);
 struct pkernfs_store *pkn_store(struct pkn *n);
+struct pkernfs_backing *pkn_backing(struct pkn *n);
 /* All that say() was told since the last call, lines ending in a newline. */
 const char *pkn_said(struct pkn *n);
+
+/* Bytes that the store had zeroed. */
+u64 pkn_zeroed(struct pkn *n);
 
 /* The log. Without recording, only pages that were stored to are remembered. */
 void pkn_record(struct pkn *n, bool on);
@@ -57,6 +61,7 @@ void pkn_restore(struct pkn *n);
 
 int pkn_make(struct pkn *n, const char *label, u32 page_blocks, bool force);
 int pkn_open(struct pkn *n);
+int pkn_open_read_only(struct pkn *n);
 void pkn_close(struct pkn *n);
 void pkn_usage(struct pkn *n, struct pkernfs_usage *usage);
 /* A freed block that is busy is not handed out again. */

@@ -34,6 +34,7 @@ struct pkn {
 	unsigned long *is_touched;
 
 	s64 now_ns;
+	u64 zeroed;		/* bytes */
 	char *said;
 	size_t said_size;
 	char *said_before;

@@ -125,8 +125,10 @@ int main(void)
 	run(test_other_range());
 	run(test_tree());
 	run(test_leftovers());
+	run(test_read_only());
 	run(test_nodes_exact());
 	run(test_blocks_exact());
+	run(test_allocation_in_steps());
 	run(test_extents_merge());
 	run(test_extent_pages());
 	run(test_reserve_with_pages());
@@ -137,6 +139,7 @@ int main(void)
 	run(test_blocks_come_zeroed());
 	run(test_orphan());
 	run(test_limbo());
+	run(test_limbo_after_opening());
 	run(test_large_files(4 * GIB));
 	run(test_large_files(5 * GIB + 38 * MIB));
 	run(test_16_tib());

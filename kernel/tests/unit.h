@@ -47,12 +47,15 @@ void test_make(void);
 void test_other_range(void);
 void test_tree(void);
 void test_leftovers(void);
+void test_read_only(void);
 void test_orphan(void);
 void test_limbo(void);
+void test_limbo_after_opening(void);
 
 /* unit_space.c */
 void test_nodes_exact(void);
 void test_blocks_exact(void);
+void test_allocation_in_steps(void);
 void test_extents_merge(void);
 void test_extent_pages(void);
 void test_reserve_with_pages(void);

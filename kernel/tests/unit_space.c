@@ -58,6 +58,66 @@ void test_blocks_exact(void)
 	finish(n);
 }
 
+static struct pkernfs_filling *reserve(struct pkn *n, const char *path, u32 count, u64 size)
+{
+	struct pkernfs_filling *fill;
+
+	expect_is(pkernfs_node_reserve(pkn_store(n), pkn_node(n, path), 0, count, size, &fill), 0);
+	return fill;
+}
+
+static bool at_once(void)
+{
+	return true;
+}
+
+/* Blocks that are being zeroed are nobody's: not free, and gone with a crash. */
+void test_allocation_in_steps(void)
+{
+	struct pkn *n = fresh(1040, 0);
+	struct pkernfs_filling *fill;
+	struct pkernfs_node *node;
+	u64 size;
+
+	expect_is(pkn_create(n, "a", FILE_MODE, NULL), 0);
+	expect_is(pkn_create(n, "b", FILE_MODE, NULL), 0);
+	node = pkn_node(n, "a");
+	expect_is(pkn_write(n, "a", 5000, "x", 1), 0);
+	size = pkn_log_size(n);
+	fill = reserve(n, "a", 1025, 1025 * BLOCK);
+	expect_is(usage_of(n).blocks_free, 14);
+	expect_is(size_of(n, "a"), 5001);
+	expect_is(pkn_log_size(n), size);
+	/* Others go on, also with the name of the file. */
+	expect_is(pkn_allocate(n, "b", 0, 15, 0), -ENOSPC);
+	expect_is(pkn_allocate(n, "b", 0, 13, 0), 0);
+	expect_is(pkn_rename(n, "a", "c"), 0);
+	expect_is(pkn_chmod(n, "c", 0600), 0);
+	size = pkn_zeroed(n);
+	expect_is(pkernfs_filling_zero(pkn_backing(n), fill, NULL), 0);
+	expect_is(pkernfs_node_commit(pkn_store(n), node, fill, 0, 0), 0);
+	/* Each byte once: the new blocks, and the rest of the one that it had. */
+	expect_is(pkn_zeroed(n) - size, 1025 * BLOCK - 5001);
+	expect_is(size_of(n, "c"), 1025 * BLOCK);
+	expect_is(le32_to_cpu(node->inode->mode), S_IFREG | 0600);
+	reopen(n);
+
+	/* Given up, and forgotten by a crash. */
+	expect_is(pkn_resize(n, "c", 5001), 0);
+	node = pkn_node(n, "c");
+	fill = reserve(n, "c", 600, 0);
+	expect_is(pkernfs_filling_zero(pkn_backing(n), fill, at_once), -EINTR);
+	expect_is(pkernfs_node_commit(pkn_store(n), node, fill, -EINTR, 0), -EINTR);
+	expect_is(usage_of(n).blocks_free, 1025);
+	expect_is(extents_of(n, "c"), 1);
+	fill = reserve(n, "c", 600, 600 * BLOCK);
+	expect_is(pkernfs_filling_zero(pkn_backing(n), fill, NULL), 0);
+	pkernfs_node_commit(pkn_store(n), node, fill, -EIO, 0);
+	expect_is(size_of(n, "c"), 5001);
+	reopen(n);
+	finish(n);
+}
+
 void test_extents_merge(void)
 {
 	struct pkn *n = fresh(64, 0);

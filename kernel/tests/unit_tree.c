@@ -158,6 +158,46 @@ void test_leftovers(void)
 	finish(n);
 }
 
+/* A reader changes nothing; what a crash left is cleared before the first change. */
+void test_read_only(void)
+{
+	struct pkn *n = fresh(8, 0);
+	struct pkernfs_super *super = (void *)pkn_memory(n);
+	struct pkn_entry entry = { .kind = PKN_BODY };
+	u64 size;
+	u8 right, wrong;
+
+	expect_is(pkn_create(n, "a", FILE_MODE, NULL), 0);
+	expect_is(pkn_create(n, "b", FILE_MODE, NULL), 0);
+	expect_is(pkn_allocate(n, "b", 0, 6, 0), 0);
+	size = pkn_log_size(n);
+	expect_is(pkn_rename(n, "a", "b"), 0);
+	pkn_close(n);
+	/* Stopped when the rename counts, and what it replaced still has its commit word. */
+	while (entry.kind != PKN_WORD)
+		pkn_log_entry(n, size++, &entry);
+	pkn_rollback(n, size);
+	pkn_said(n);
+	expect_is(pkn_open_read_only(n), 0);
+	expect_is(pkn_log_size(n), size);
+	expect(!*pkn_said(n));
+	expect_is(pkn_node(n, "b")->ino, 2);
+	pkernfs_store_repair(pkn_store(n));
+	expect(strstr(pkn_said(n), "cleared 2 slots"));
+	expect_is(pkn_allocate(n, "b", 0, 7, 0), 0);
+	reopen(n);
+	pkn_close(n);
+
+	right = super->label[0];
+	wrong = right ^ 1;
+	pkn_poke(n, offsetof(struct pkernfs_super, label), &wrong, 1);
+	expect_is(pkn_open_read_only(n), 0);
+	expect_is(super->label[0], wrong);
+	pkernfs_store_repair(pkn_store(n));
+	expect_is(super->label[0], right);
+	finish(n);
+}
+
 void test_orphan(void)
 {
 	struct pkn *n = fresh(8, 0);
@@ -200,14 +240,53 @@ void test_limbo(void)
 	struct pkn *n = fresh(8, 0);
 	u32 block;
 
+	expect_is(usage_of(n).blocks_limbo, 0);
 	expect_is(pkn_create(n, "a", FILE_MODE, NULL), 0);
 	expect_is(pkn_allocate(n, "a", 0, 3, 0), 0);
 	block = block_of(n, "a", 1);
 	pkn_set_busy(n, block, true);
 	expect_is(pkn_resize(n, "a", 0), 0);
 	expect_is(usage_of(n).blocks_free, 6);
+	expect_is(usage_of(n).blocks_limbo, 1);
+	pkn_said(n);
 	expect_is(pkn_allocate(n, "a", 0, 7, 0), -ENOSPC);
+	expect(strstr(pkn_said(n), "no space: 1 blocks that were freed"));
+	expect_is(pkn_allocate(n, "a", 0, 7, 0), -ENOSPC);
+	expect(!*pkn_said(n));
 	pkn_set_busy(n, block, false);
+	pkernfs_store_collect(pkn_store(n));
+	expect_is(usage_of(n).blocks_free, 7);
+	expect_is(usage_of(n).blocks_limbo, 0);
 	expect_is(pkn_allocate(n, "a", 0, 7, 0), 0);
+	finish(n);
+}
+
+/* The store was closed and opened again while a device still reached freed blocks. */
+void test_limbo_after_opening(void)
+{
+	struct pkn *n = fresh(8, 0);
+	u32 first;
+
+	expect_is(pkn_create(n, "a", FILE_MODE, NULL), 0);
+	expect_is(pkn_create(n, "b", FILE_MODE, NULL), 0);
+	expect_is(pkn_allocate(n, "a", 0, 2, 0), 0);
+	expect_is(pkn_allocate(n, "b", 0, 1, 0), 0);
+	first = block_of(n, "a", 0);
+	pkn_set_busy(n, first, true);
+	pkn_set_busy(n, first + 1, true);
+	pkn_set_busy(n, block_of(n, "b", 0), true);
+	expect_is(pkn_resize(n, "a", 0), 0);
+	pkn_close(n);
+	expect_is(pkn_open(n), 0);
+	expect_is(usage_of(n).blocks_free, 6);
+	pkernfs_store_recheck(pkn_store(n));
+	expect_is(usage_of(n).blocks_free, 4);
+	expect_is(usage_of(n).blocks_limbo, 2);
+	expect_is(pkn_allocate(n, "b", 0, 6, 0), -ENOSPC);
+	expect_is(pkn_allocate(n, "b", 0, 5, 0), 0);
+	pkn_set_busy(n, first, false);
+	expect_is(pkn_allocate(n, "b", 0, 6, 0), 0);
+	expect_is(block_of(n, "b", 5), first);
+	expect_is(usage_of(n).blocks_limbo, 1);
 	finish(n);
 }

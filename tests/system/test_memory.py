@@ -20,7 +20,8 @@ _SCRIPT = Path(__file__).parent / "scripts/memory_limits.py"
 
 def _documented(column: int) -> dict[str, str]:
     """A column of the table: 1 is memory without pages, 2 with pages."""
-    lines = (_ROOT / "docs/memory.md").read_text().splitlines()
+    text = (_ROOT / "docs/memory.md").read_text()
+    lines = text[: text.index("\n## ")].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
     return {row[0]: row[column] for row in rows[2:]}
 

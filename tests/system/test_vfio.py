@@ -82,6 +82,27 @@ def test_edu(host: Machine) -> None:
     assert all("200000" in line for line in faults)
 
 
+def test_what_a_device_reaches_is_not_handed_out(host: Machine) -> None:
+    """Two blocks leave their file while the device still has them in its tables."""
+    script = host.upload(SCRIPTS / "vfio_limbo.py")
+    output = host.run(["python3", script, "/mnt/pkernfs"], env=ENV).check().stdout
+    assert json.loads(output) == {
+        "before": 0,
+        "truncated": 2,
+        "truncated_written": False,
+        "statvfs": [4, 2],
+        "other_process": 0,
+        "unloaded": False,
+        "mounted": True,
+        "remounted": 2,
+        "remounted_written": False,
+        "closed": 0,
+        "after_reload": [True, 2],
+        "room": 0,
+    }
+    assert not _faults(host), "the device was cut off: nothing was shown"
+
+
 class _Script:
     """A script in the host whose lines are read while it runs."""
 

@@ -210,6 +210,24 @@ def _module(machine: Machine, kernel: Kernel | None) -> Iterator[Finding]:
         yield ok(topic, f"{MODULE} is installed for the next kernel {kernel.release}")
 
 
+def _encryption(machine: Machine) -> Iterator[Finding]:
+    """Is memory encrypted by AMD's SME? Only the kernel's own log says it outright."""
+    if not re.search(r"^flags\s*:.*\bsme\b", machine.read("proc/cpuinfo") or "", re.M):
+        return
+    asked = machine.boot_line.values("mem_encrypt")
+    config = machine.read(f"boot/config-{machine.kernel}") or ""
+    default = "CONFIG_AMD_MEM_ENCRYPT_ACTIVE_BY_DEFAULT=y" in config.splitlines()
+    if asked[-1] != "on" if asked else not default:
+        return
+    yield blocker(
+        "memory encryption",
+        "memory is encrypted (SME): kernel and programs would see different bytes in the store,"
+        f" so {MODULE} does not load",
+        "boot with mem_encrypt=off",
+        "memory.encrypted",
+    )
+
+
 def _must_be_signed(machine: Machine) -> bool:
     enforced = machine.read("sys/module/module/parameters/sig_enforce") == "Y"
     return enforced or _lockdown(machine) != "none"
@@ -377,6 +395,7 @@ def examine(machine: Machine, store: Path, kernel: Kernel | None) -> list[Findin
     """
     return [
         *_range(machine),
+        *_encryption(machine),
         *_module(machine, kernel),
         *_mount(machine, store),
         *_next_kernel(machine, kernel),

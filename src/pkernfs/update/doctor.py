@@ -20,7 +20,7 @@ from pkernfs.update import plan as planning
 from pkernfs.update.lock import check_free
 from pkernfs.update.plan import PlannedGuest
 from pkernfs.vmm import doctor as vmm_doctor
-from pkernfs.vmm import living, process, rehearsal
+from pkernfs.vmm import living, nested, process, rehearsal
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.monitor import monitor, settings_left, why_not_saved
 
@@ -80,7 +80,9 @@ def _watchdog(machine: Machine, places: Places) -> Iterator[Finding]:
     yield ok(topic, f"without guests after {watchdog.DEFAULT_S:g} s, back to {kernel.image}")
 
 
-async def _guest(guest: Guest) -> tuple[list[Finding], PlannedGuest | None]:
+async def _guest(
+    guest: Guest, machine: Machine, kernel: Kernel | None
+) -> tuple[list[Finding], PlannedGuest | None]:
     """Ask a guest's QEMU; it is told nothing, so that this may be killed at any time."""
     topic, id = "guest", f"guest.{guest.name}"
     found = []
@@ -94,6 +96,8 @@ async def _guest(guest: Guest) -> tuple[list[Finding], PlannedGuest | None]:
             status = await session.status()
             passes = session.passes_devices
             contents = await living.ask(session)
+            if kernel is not None:
+                found += await nested.examine([session], machine, kernel)
         rehearsed = await rehearsal.finding(guest, contents)
         found += [rehearsed] if rehearsed is not None else []
     except PkernfsError as error:
@@ -143,7 +147,7 @@ def _unused(guest: Guest) -> Finding | None:
     return None
 
 
-def guests(places: Places) -> list[Finding]:
+def guests(machine: Machine, places: Places, kernel: Kernel | None) -> list[Finding]:
     """Ask every guest whether it can be saved now, and whether all states find room."""
     found: list[Finding] = []
     running = []
@@ -155,7 +159,7 @@ def guests(places: Places) -> list[Finding]:
             running.append(guest)
 
     async def ask() -> list[tuple[list[Finding], PlannedGuest | None]]:
-        return list(await asyncio.gather(*(_guest(guest) for guest in running)))
+        return list(await asyncio.gather(*(_guest(guest, machine, kernel) for guest in running)))
 
     asked = asyncio.run(ask())
     found += [finding for findings, _ in asked for finding in findings]
@@ -173,7 +177,7 @@ def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Findin
     """Everything but the guests, which an update asks by itself; nothing is changed."""
     return [
         *host_doctor.examine(machine, places.store, kernel),
-        *vmm_doctor.examine(machine),
+        *vmm_doctor.examine(machine, kernel),
         *devices_doctor.examine(machine, kernel),
         *_store(machine, places),
         *_watchdog(machine, places),
@@ -182,7 +186,9 @@ def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Findin
     ]
 
 
-def _updates(places: Places, *, ask: bool) -> list[Finding]:
+def _updates(
+    machine: Machine, places: Places, kernel: Kernel | None, *, ask: bool
+) -> list[Finding]:
     """What concerns updates that were, and guests: neither is to be seen while one goes on.
 
     The lock is not taken for it: nobody is refused because somebody asks.
@@ -191,7 +197,7 @@ def _updates(places: Places, *, ask: bool) -> list[Finding]:
     """
     try:
         check_free(places)
-        found = [*_leftovers(places), *(guests(places) if ask else [])]
+        found = [*_leftovers(places), *(guests(machine, places, kernel) if ask else [])]
         check_free(places)
     except PkernfsError as error:
         return [blocker("guests", error.what, error.hint, "update.running")]
@@ -201,7 +207,7 @@ def _updates(places: Places, *, ask: bool) -> list[Finding]:
 def examine(machine: Machine, places: Places, kernel: Kernel | None) -> list[Finding]:
     """Answer every question; nothing is changed."""
     ask = os.geteuid() == 0 and machine.filesystem_of(places.store) == FSTYPE
-    return [*host(machine, places, kernel), *_updates(places, ask=ask)]
+    return [*host(machine, places, kernel), *_updates(machine, places, kernel, ask=ask)]
 
 
 def check(findings: Iterable[Finding], override: frozenset[str]) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host import freeze, kernels, kexec
+from pkernfs.host.bootline import BootLine
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
 from pkernfs.update import devices, doctor, journal, outsiders, recover, watchdog
@@ -23,7 +24,7 @@ from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
 from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Record, Timeline
-from pkernfs.vmm import passthrough, rehearsal
+from pkernfs.vmm import nested, passthrough, rehearsal
 from pkernfs.vmm.config import Places
 from pkernfs.vmm.monitor import Monitor, StillPreparedError, monitor, prepared
 
@@ -95,7 +96,7 @@ async def _plan(
     :param keep: write down how the guests are started again, where that has changed.
     """
     kernel = kernels.choose(machine, request.image, request.initrd)
-    about_guests = rehearsal.own(request.override)
+    about_guests = rehearsal.own(request.override) | nested.own(request.override)
     check_host(machine, kernel, places, request.override - about_guests)
     passthrough.forget_idle(places)
     sessions = []
@@ -107,9 +108,12 @@ async def _plan(
     planned = [await planning.plan_guest(session) for session in sessions]
     guests = planning.in_order(planned, request.order)
     planning.check_space(places, guests)
-    doctor.check(await rehearsal.examine(sessions, keep=keep), about_guests)
     watch = watchdog.ordered(machine, places, request.watchdog)
-    return planning.make(machine, kernel, guests, request.append, watch), sessions
+    plan = planning.make(machine, kernel, guests, request.append, watch)
+    line = BootLine.parse(plan.boot_line)
+    found = await nested.examine(sessions, machine, kernel, line)
+    doctor.check([*found, *await rehearsal.examine(sessions, keep=keep)], about_guests)
+    return plan, sessions
 
 
 class WayBack(NamedTuple):

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host.doctor import Finding, blocker, note, ok
+from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
-from pkernfs.vmm import process
+from pkernfs.vmm import nested, process
 from pkernfs.vmm.guests import struct_pages
 
 
@@ -54,6 +55,9 @@ def _direct_io(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def examine(machine: Machine) -> list[Finding]:
-    """Answer every question; nothing is changed."""
-    return [*_qemu(), *_kvm(machine), *_direct_io(machine)]
+def examine(machine: Machine, kernel: Kernel | None) -> list[Finding]:
+    """Answer every question; nothing is changed.
+
+    :param kernel: the next kernel, if it is known.
+    """
+    return [*_qemu(), *_kvm(machine), *_direct_io(machine), *nested.of_host(machine, kernel)]

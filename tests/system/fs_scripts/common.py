@@ -160,7 +160,7 @@ def bus_error(function: Callable[[], object]) -> None:
 
 def free_blocks() -> int:
     """Free blocks of the mounted store."""
-    return os.statvfs(MOUNT).f_bfree
+    return os.statvfs(MOUNT).f_bavail
 
 
 def run(*argv: str, ok: bool = True) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import time
 from pathlib import Path
 
 from .common import (
@@ -204,6 +205,20 @@ def seek_hole_and_data(place: Path) -> None:
         refused(errno.ENXIO, lambda: os.lseek(fd, 20 * MIB, SEEK_HOLE))
         os.ftruncate(fd, 11 * MIB)
         equal(os.lseek(fd, 10 * MIB, SEEK_HOLE), 11 * MIB, "the hole at the end")
+
+
+@check
+def seeking_over_a_huge_hole_is_quick(place: Path) -> None:
+    huge = (2**32 - 2) * BLOCK
+    with opened(place / "f") as fd:
+        os.ftruncate(fd, huge)
+        start = time.monotonic()
+        refused(errno.ENXIO, lambda: os.lseek(fd, 0, SEEK_DATA))
+        equal(os.lseek(fd, 0, SEEK_HOLE), 0)
+        os.pwrite(fd, b"x", huge - 1)
+        equal(os.lseek(fd, 0, SEEK_DATA), huge - BLOCK)
+        equal(os.lseek(fd, huge - 1, SEEK_HOLE), huge)
+        equal(time.monotonic() - start < 2, True, "in no time")
 
 
 @check

@@ -26,6 +26,7 @@ from .common import (
     equal,
     fallocate,
     faults,
+    fork,
     in_child,
     kernel_log,
     libc,
@@ -130,6 +131,83 @@ def holes_fill_on_touch(place: Path) -> None:
             memory[33 * MIB] = 7
             equal(os.fstat(fd).st_blocks * 512, 2 * BLOCK)
         equal(os.pread(fd, 1, 33 * MIB), b"\7")
+
+
+@check
+def readers_take_no_space(place: Path) -> None:
+    """A hole reads zero for who may only read, and shows what others write there later."""
+    size = 8 * BLOCK
+    path = place / "f"
+    with opened(path) as fd, opened(path, os.O_RDONLY) as reader, kernel_log() as log:
+        os.ftruncate(fd, size)
+        os.utime(fd, (1, 1))
+        addr = _map(reader, size, mmap.PROT_READ, mmap.MAP_SHARED)
+        private = _map(reader, size, mmap.PROT_READ, mmap.MAP_PRIVATE)
+        for place_of in (addr, private):
+            equal(ctypes.string_at(place_of, size) == bytes(size), True, "zeros")
+            equal(_reads(place_of + BLOCK), True, "the kernel reads it too")
+        with opened(Path("/proc/self/mem"), os.O_RDONLY) as mem:
+            equal(os.pread(mem, 2 * PAGE, addr + BLOCK - PAGE), bytes(2 * PAGE), "a debugger")
+        equal((os.fstat(fd).st_blocks, os.fstat(fd).st_mtime), (0, 1))
+        write = mmap.PROT_READ | mmap.PROT_WRITE
+        refused(errno.EACCES, lambda: call(libc.mprotect(ctypes.c_void_p(addr), PAGE, write)))
+
+        def seen(at: int, want: bytes, how: str) -> None:
+            got = ctypes.string_at(addr + at, 4), ctypes.string_at(private + at, 4)
+            equal(got, (want, want), how)
+
+        os.pwrite(fd, b"text", BLOCK + PAGE)
+        seen(BLOCK + PAGE, b"text", "written")
+        equal(os.fstat(fd).st_blocks * 512, BLOCK)
+        with _mapped(fd, size) as memory:
+            memory[3 * BLOCK : 3 * BLOCK + 4] = b"more"
+            seen(3 * BLOCK, b"more", "by a mapping")
+            fallocate(fd, 0, size)
+            memory[5 * BLOCK : 5 * BLOCK + 4] = b"last"
+            seen(5 * BLOCK, b"last", "after fallocate")
+            fallocate(fd, 4 * BLOCK, 2 * BLOCK, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE)
+            seen(5 * BLOCK, bytes(4), "after a punch")
+            equal(os.fstat(fd).st_blocks * 512, size - 2 * BLOCK)
+            memory[5 * BLOCK : 5 * BLOCK + 4] = b"anew"
+            seen(5 * BLOCK, b"anew", "once more")
+            os.ftruncate(fd, PAGE)
+            bus_error(partial(ctypes.string_at, addr + PAGE, 1))
+        for place_of in (addr, private):
+            call(libc.munmap(place_of, size))
+    equal([line for line in log if "ioremap" in line or "bad p" in line], [], "kernel log")
+
+
+@check
+def readers_and_writers_of_holes_agree(place: Path) -> None:
+    """What a writer says is written, a reader that polls the hole has to see."""
+    size = 64 * BLOCK
+    path = place / "f"
+    with opened(path) as fd, opened(path, os.O_RDONLY) as reader:
+        os.ftruncate(fd, size)
+        to_child, from_parent = os.pipe()
+        to_parent, from_child = os.pipe()
+
+        def read_it() -> None:
+            addr = _map(reader, size, mmap.PROT_READ, mmap.MAP_SHARED)
+            for block in range(size // BLOCK):
+                at = addr + block * BLOCK
+                ctypes.string_at(at, PAGE)
+                os.write(from_child, b"r")
+                equal(os.read(to_child, 1), b"w")
+                equal(ctypes.string_at(at, 1), b"x", f"block {block}")
+
+        waiting = fork(read_it)
+        with _mapped(fd, size) as memory:
+            for block in range(size // BLOCK):
+                equal(os.read(to_parent, 1), b"r")
+                if block % 2:
+                    memory[block * BLOCK] = ord("x")
+                else:
+                    os.pwrite(fd, b"x", block * BLOCK)
+                os.write(from_parent, b"w")
+        equal(waiting(), 0, "status of the reader")
+        for pipe in (to_child, from_parent, to_parent, from_child):
+            os.close(pipe)
 
 
 @check

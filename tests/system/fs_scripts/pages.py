@@ -64,6 +64,8 @@ def mappings_with_struct_pages(_: Path) -> None:
         mappings.entries_of_2_mib,
         mappings.entries_where_the_address_does_not_fit,
         mappings.holes_fill_on_touch,
+        mappings.readers_take_no_space,
+        mappings.readers_and_writers_of_holes_agree,
         mappings.bus_error_past_the_end,
         mappings.shrinking_takes_mappings_away,
         mappings.what_was_mapped_past_the_end_is_never_seen,

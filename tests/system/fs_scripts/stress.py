@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from .common import (
     BLOCK,
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
+    GIB,
     MIB,
     PAGE,
     bus_error,
@@ -140,3 +142,26 @@ def everything_at_once(place: Path) -> None:
         os.ftruncate(fd, 0)
         bus_error(lambda: memory[0])
         memory.close()
+
+
+@check
+def nobody_waits_while_memory_is_zeroed(place: Path) -> None:
+    """df and the first touch of other memory go on while a guest's memory is allocated."""
+    with opened(place / "ram") as ram, opened(place / "other") as other:
+        os.ftruncate(other, 256 * BLOCK)
+        memory = mmap.mmap(other, 256 * BLOCK)
+        thread = threading.Thread(target=fallocate, args=(ram, 0, 2 * GIB))
+        began = time.monotonic()
+        thread.start()
+        worst, turns = 0.0, 0
+        while thread.is_alive():
+            start = time.monotonic()
+            os.statvfs(place)
+            memory[turns % 256 * BLOCK] = 1
+            worst = max(worst, time.monotonic() - start)
+            turns += 1
+            time.sleep(0.01)
+        took = time.monotonic() - began
+        memory.close()
+        equal(os.fstat(ram).st_size, 2 * GIB)
+    equal(worst < took / 4, True, f"{worst:.2f} s the longest of {turns} turns in {took:.2f} s")

@@ -17,7 +17,7 @@ from tests.unit.vmm.fakes import FakeHost, bzimage
 def _findings(host: FakeHost) -> list[Finding]:
     kernel = kernels.default_target(host.machine)
     return doctor.examine(host.machine, host.places.store, kernel) + vmm_doctor.examine(
-        host.machine
+        host.machine, kernel
     )
 
 
@@ -49,6 +49,31 @@ def _gone(path: str) -> Callable[[FakeHost], object]:
         (host.root / path).unlink()
 
     return change
+
+
+_SME = "flags\t\t: fpu vme sme\n"
+_BY_DEFAULT = "CONFIG_AMD_MEM_ENCRYPT_ACTIVE_BY_DEFAULT=y\n"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "line", "config", "encrypted"),
+    [
+        (_SME, "mem_encrypt=on", "", True),
+        (_SME, "mem_encrypt=on mem_encrypt=off", "", False),
+        (_SME, "", _BY_DEFAULT, True),
+        (_SME, "mem_encrypt=off", _BY_DEFAULT, False),
+        (_SME, "", "", False),
+        ("flags\t\t: fpu vme sme_coherent\n", "mem_encrypt=on", _BY_DEFAULT, False),
+    ],
+)
+def test_memory_encryption(
+    host: FakeHost, cpu: str, line: str, config: str, encrypted: bool
+) -> None:
+    host.put("proc/cpuinfo", cpu)
+    host.put("proc/cmdline", f"{host.machine.read('proc/cmdline')} {line}")
+    host.put(f"boot/config-{host.machine.kernel}", config)
+    found = [finding.id for finding in _blockers(host)]
+    assert found == (["memory.encrypted"] if encrypted else [])
 
 
 @answers(

@@ -26,7 +26,7 @@ STATE = "state of a fake machine\n"
 
 _LISTS = (
     *("query-block", "query-block-jobs", "query-cpus-fast", "query-memory-devices"),
-    "query-named-block-nodes",
+    *("query-named-block-nodes", "query-stats"),
 )
 
 
