@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pkernfs.lab import devices
 from pkernfs.lab.frame_report import Phase, analyse
 from pkernfs.lab.frames import FrameSource, Wire
 from pkernfs.lab.machine import HostConfig, Machine, poll
@@ -30,9 +31,6 @@ ENV = {"PYTHONPATH": "/usr/lib/pkernfs"}
 SCRIPTS = Path(__file__).parent / "scripts"
 #: The host's share of a report that a DMA was refused (drivers/iommu/intel/dmar.c).
 FAULT = r"DMAR: .*(fault|PASID|Fault)"
-#: At 2.5 GT/s the kernel does not wait for a link training that QEMU 7.2 never reports, so a
-#: bus reset through the port works.
-PORT = ("-device", "pcie-root-port,id=rp0,chassis=1,slot=1,x-speed=2_5,x-width=1")
 EDU = ("-device", "edu,addr=0x10,dma_mask=0xffffffff")
 
 
@@ -44,8 +42,7 @@ def wire(tmp_path: Path) -> Wire:
 @pytest.fixture(params=KERNELS)
 def host(request: pytest.FixtureRequest, wire: Wire) -> Iterator[Machine]:
     """A host with an e1000e behind a root port, and an edu device, both behind the IOMMU."""
-    nic = ("-device", "e1000e,netdev=nic0,bus=rp0,mac=52:54:00:12:34:56")
-    extra = (*PORT, *wire.netdev(), *nic, *EDU)
+    extra = (*devices.nic_arguments(wire), *EDU)
     with Machine(HostConfig(kernel=request.param, extra=extra, allowed=(FAULT,))) as machine:
         yield machine
 

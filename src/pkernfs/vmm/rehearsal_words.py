@@ -21,6 +21,17 @@ from pkernfs.vmm.options import Option, Properties, parse
 
 #: Devices that are somebody's already: what they stand for exists once.
 _TAKEN = re.compile(r"vfio-|usb-host$|virtio-input-host|u2f-passthru")
+#: What stands where such a device would: without it, QEMU gives its place to the next one.
+_STAND_INS = {
+    "vfio-pci": "virtio-rng-pci",
+    "vfio-pci-nohotplug": "virtio-rng-pci",
+    "virtio-input-host-pci": "virtio-rng-pci",
+    "usb-host": "usb-mouse",
+    "u2f-passthru": "usb-mouse",
+}
+_STAND_IN_ID = "pkernfs-stand-in-"
+#: What says where a device is.
+_PLACE = ("bus", "addr", "multifunction", "port")
 #: Left out: files of QEMU's own, debuggers, windows, and what would touch all memory.
 _LEFT_OUT = frozenset(
     {
@@ -54,7 +65,7 @@ class Words:
             return found
         # Where they are, and what memory they have, is not known: taken as it is.
         untold = list(self.taken)
-        devices = list(found.devices)
+        devices = [it for it in found.devices if not it.name.startswith(_STAND_IN_ID)]
         for device in running.devices:
             match = Device(device.name, device.kind)
             if match in untold:
@@ -153,8 +164,16 @@ class _Writer:
         driver, name = properties.text("driver"), properties.text("id")
         if _TAKEN.match(driver) or properties.text("tpmdev") in self._tpms:
             self._taken.append(Device(name, driver))
-            return None
+            return self._stand_in(option, driver)
         return option
+
+    def _stand_in(self, option: Option, driver: str) -> Option | None:
+        """Something else in the place of a device, by a name that no guest gives."""
+        if driver not in _STAND_INS:
+            return None
+        old = option.properties()
+        own = {"driver": _STAND_INS[driver], "id": f"{_STAND_IN_ID}{len(self._taken)}"}
+        return option.having(Properties({**own, **_some(old, *_PLACE)}, "driver", old.as_json))
 
     def _display(self, option: Option) -> Option | None:
         # What a card with 3D acceleration needs to be there at all.

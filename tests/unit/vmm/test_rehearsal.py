@@ -65,8 +65,23 @@ def _words(text: str) -> str:
             "-object filter-dump,id=f,netdev=n,file=/dev/null",
         ),
         ("-object iothread,id=i", "-object iothread,id=i"),
-        ("-device vfio-pci,host=01:00.0 -device virtio-rng-pci", "-device virtio-rng-pci"),
-        ("-device usb-host,hostbus=1", ""),
+        (
+            "-device vfio-pci,host=01:00.0 -device virtio-rng-pci",
+            "-device virtio-rng-pci,id=pkernfs-stand-in-1 -device virtio-rng-pci",
+        ),
+        (
+            "-device vfio-pci,host=01:00.0,id=card,bus=rp0,addr=0.1,multifunction=on",
+            "-device virtio-rng-pci,id=pkernfs-stand-in-1,bus=rp0,addr=0.1,multifunction=on",
+        ),
+        (
+            '-device {"driver":"vfio-pci","host":"01:00.0","id":"card","addr":"3"}',
+            '-device {"driver":"virtio-rng-pci","id":"pkernfs-stand-in-1","addr":"3"}',
+        ),
+        (
+            "-device usb-host,hostbus=1,port=2",
+            "-device usb-mouse,id=pkernfs-stand-in-1,port=2",
+        ),
+        ("-device vfio-ccw,sysfsdev=/sys/x", ""),
         ("-tpmdev passthrough,id=t -device tpm-tis,tpmdev=t", ""),
         ("-vnc :1 -vga std", "-vga std"),
         (
@@ -96,7 +111,8 @@ def test_a_passed_through_device_is_taken_as_it_is() -> None:
         devices=(Device("card", "vfio-pci", where),),
         blocks={"card BAR 0": living.Block(4096, 4096)},
     )
-    assert differences(running, words.complete(Contents(), running)) == []
+    tried = Contents(devices=(Device("pkernfs-stand-in-1", "virtio-rng-pci", where),))
+    assert differences(running, words.complete(tried, running)) == []
     more = Contents(devices=(*running.devices, Device("second", "vfio-pci")))
     (found,) = differences(more, words.complete(Contents(), more))
     assert found.text.startswith("device second (vfio-pci): the running QEMU has it")
