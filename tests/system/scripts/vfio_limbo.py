@@ -73,7 +73,7 @@ def after_reload(path: Path) -> list[object]:
     with mapped(path) as (_, memory):
         memory.view[:64] = b"\x5a" * 64
         os.truncate(path, 0)
-        found = [unloaded, limbo()]
+        found: list[object] = [unloaded, limbo()]
         memory.close()
     return found
 
