@@ -18,6 +18,9 @@ DMA_REFUSAL(is_bridge,
 DMA_REFUSAL(is_virtual_function,
 	    "is a virtual function",
 	    "the next kernel takes them all away when it looks for devices")
+DMA_REFUSAL(has_virtual_functions,
+	    "runs virtual functions",
+	    "the next kernel takes them all away when it looks for devices")
 DMA_REFUSAL(shares_group,
 	    "shares its IOMMU group with other devices",
 	    "they can reach it, and are not preserved")

@@ -25,6 +25,12 @@ static bool is_virtual_function(struct pci_dev *pdev)
 	return pdev->is_virtfn;
 }
 
+/* And the device goes on without them, in the middle of what its driver does. */
+static bool has_virtual_functions(struct pci_dev *pdev)
+{
+	return pci_num_vf(pdev);
+}
+
 static int count_member(struct device *dev, void *data)
 {
 	(*(unsigned int *)data)++;
