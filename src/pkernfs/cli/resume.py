@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def resume(
     as_json: bool = False,
     as_events: bool = False,
     early: Early | None = None,
+    any_processor: Sequence[str] = (),
 ) -> int:
     """Bring the guests back and say what became of each.
 
@@ -60,6 +62,7 @@ def resume(
     :param as_json: print one JSON document at the end, and nothing else.
     :param as_events: print events instead, a JSON document on each line.
     :param early: what was done before this module was imported.
+    :param any_processor: see :func:`pkernfs.update.resume.resume`.
     :returns: exit status: 0, 1 when no guest could be brought back, else 3 when one could not or
         the store is damaged.
     :raises PkernfsError: the store can't be mounted.
@@ -70,7 +73,7 @@ def resume(
         display = _Display(stack, as_events)
         started = (lambda _: None) if as_json else display.start
         try:
-            outcome = resuming.resume(machine, places, started, early, say_waits)
+            outcome = resuming.resume(machine, places, started, early, say_waits, any_processor)
         except PkernfsError as error:
             display.error(error)
             raise

@@ -234,6 +234,16 @@ def resume(
     events: Annotated[
         bool, typer.Option("--events", help="Print what happens as JSON, one event a line.")
     ] = False,
+    any_processor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--any-processor",
+            metavar="NAME",
+            help="Let this guest run though its processor lacks something here that it had;"
+            " may be repeated.",
+            autocompletion=complete.guests,
+        ),
+    ] = None,
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """In the next kernel: mount the store and bring the guests back.
@@ -245,7 +255,9 @@ def resume(
 
     if as_json and events:
         raise UsageError("--json and --events both", "the outcome at the end, or events: one of")
-    raise typer.Exit(plain.resume(store, as_json=as_json, as_events=events))
+    raise typer.Exit(
+        plain.resume(store, as_json=as_json, as_events=events, any_processor=any_processor or ())
+    )
 
 
 def report(

@@ -8,8 +8,9 @@ the guests before: what is not needed before QEMU starts is imported after that.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -201,6 +202,7 @@ def resume(
     started: Callable[[Timeline], None] = lambda _: None,
     early: Early | None = None,
     waits: Callable[[str], None] = lambda _: None,
+    any_processor: Sequence[str] = (),
 ) -> Outcome:
     """Bring back every guest that an update saved. Can be run again for those that failed.
 
@@ -208,8 +210,10 @@ def resume(
         does not bring guests back, such as telling about them.
     :param early: what has been done already.
     :param waits: is told, once, what is going on that is soon over: that is waited for.
+    :param any_processor: names of guests that shall run though their processor lacks something
+        in this kernel that it had.
     :raises PkernfsError: the store can't be mounted, or an update, a resume or a recovery is
-        going on.
+        going on; or there is no such guest.
     """
     timeline = Timeline(machine)
     held = early.lock if early else None
@@ -218,6 +222,8 @@ def resume(
         _mark_begin(machine, timeline, early, ago)
         with timeline.phase("mount") if early is None else contextlib.nullcontext():
             unmounted = mount_stores(machine, places.store)
+        for name in any_processor:
+            _take_any_processor(Guest(name, places))
         update = last_update(places, machine)
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
@@ -240,6 +246,21 @@ def resume(
         run.finish(to_the_end=True)
         results = [run.results[name] for name in sorted(run.results)]
         return _finish(machine, places, results, update, timeline, unmounted)
+
+
+def _take_any_processor(guest: Guest) -> None:
+    """Let a guest's QEMU start with as much of its processor as this kernel has.
+
+    :raises PkernfsError: the guest does not wait.
+    """
+    from pkernfs.vmm.processor import not_enforced
+
+    config = guest.config()
+    if guest.saved() is None:
+        raise PkernfsError(
+            f"guest {guest.name} does not wait to be resumed", "pkernfs vm list shows which do"
+        )
+    guest.write_config(dataclasses.replace(config, processor=not_enforced(config.processor)))
 
 
 def _left_behind(machine: Machine, places: Places) -> list[Resumed]:

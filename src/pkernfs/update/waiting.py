@@ -55,8 +55,15 @@ def check_files(guest: Guest) -> Saved:
 
 def what_now(guest: Guest) -> str:
     """What to do about a guest that was not brought back."""
+    from pkernfs.vmm.processor import lost
+
     if guest.started_file.exists() and process.running(guest) is None:
         return f"it can only be started from its disks: pkernfs vm start {guest.name}"
+    if lost(guest):
+        return (
+            f"{KEPT} in a kernel that has that; or to let it run without:"
+            f" pkernfs resume --any-processor {guest.name}"
+        )
     return KEPT
 
 

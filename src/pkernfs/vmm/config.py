@@ -138,6 +138,8 @@ class GuestConfig:
     :ivar priority: guests of a higher one are paused later by an update, and run again earlier.
     :ivar ram_id: id of QEMU's object that is its memory; another one if it was adopted.
     :ivar devices: PCI names of the passed-through devices.
+    :ivar processor: value of -cpu for a start that goes on from a saved state; empty: as the
+        arguments say. Written by each update (:mod:`pkernfs.vmm.processor`).
     """
 
     name: str
@@ -151,6 +153,7 @@ class GuestConfig:
     priority: int = 0
     ram_id: str = RAM_ID
     devices: tuple[str, ...] = ()
+    processor: str = ""
 
 
 @dataclass(frozen=True)
