@@ -13,7 +13,8 @@ from pkernfs.cli import say_waits
 from pkernfs.errors import PARTLY, PkernfsError
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.update import resume as resuming
-from pkernfs.vmm.config import Places
+from pkernfs.vmm import boots
+from pkernfs.vmm.config import Guest, Places
 
 if TYPE_CHECKING:
     from pkernfs.update.display.events import Teller
@@ -85,6 +86,9 @@ def resume(
         if guest.error:
             print(f"pkernfs: {guest.error}", file=sys.stderr)
             print(f"hint: {guest.hint}", file=sys.stderr)
+    for name in outcome.cut_off:
+        print(f"pkernfs: {boots.what_happened(Guest(name, places))}", file=sys.stderr)
+        print(f"hint: {boots.HINT.format(name=name)}", file=sys.stderr)
     for interface in outcome.interfaces:
         if interface.state != "back":
             print(f"pkernfs: {interface}", file=sys.stderr)
@@ -124,6 +128,7 @@ def _print_json(outcome: resuming.Outcome) -> None:
         "vms": [dataclasses.asdict(guest) for guest in outcome.guests],
         "interfaces": [dataclasses.asdict(interface) for interface in outcome.interfaces],
         "store": outcome.store,
+        "cut_off": list(outcome.cut_off),
     }
     print(json.dumps(value, indent=1))
 

@@ -71,6 +71,14 @@ def update(
             " start; 0: never; default: 300.",
         ),
     ] = None,
+    fingerprint: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="What of a saved guest's memory can be checked after a reset: sampled, whole"
+            " (takes time while guests are paused), or none.",
+        ),
+    ] = "sampled",
     override: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Go on in spite of this finding of doctor's; repeatable."),
@@ -113,9 +121,18 @@ def update(
     from pkernfs.host import kernels
     from pkernfs.update import display, handover, orderly
     from pkernfs.update.lock import check_free
+    from pkernfs.vmm.fingerprint import check_kind
 
     names = tuple(name for name in order.split(",") if name)
-    request = handover.Request(kernel, initrd, append, names, watchdog, frozenset(override or ()))
+    request = handover.Request(
+        kernel,
+        initrd,
+        append,
+        names,
+        watchdog,
+        frozenset(override or ()),
+        check_kind(fingerprint),
+    )
     machine = Machine()
     places = Places.on(machine, store)
     if recover:

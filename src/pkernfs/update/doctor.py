@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.host import devices_doctor
+from pkernfs.host import devices_doctor, hardware_watchdog
 from pkernfs.host import doctor as host_doctor
 from pkernfs.host.doctor import Finding, Status, blocker, hint_of, note, ok
 from pkernfs.host.kernels import Kernel
@@ -18,8 +18,8 @@ from pkernfs.update import journal, outsiders, units, watchdog
 from pkernfs.update import plan as planning
 from pkernfs.update.lock import check_free
 from pkernfs.update.plan import PlannedGuest
+from pkernfs.vmm import boots, living, process, rehearsal
 from pkernfs.vmm import doctor as vmm_doctor
-from pkernfs.vmm import living, process, rehearsal
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.monitor import monitor, settings_left, why_not_saved
 
@@ -124,7 +124,7 @@ def _left_on(guest: Guest, left: list[str]) -> Finding:
     )
 
 
-def _unused(guest: Guest) -> Finding | None:
+def _unused(machine: Machine, guest: Guest) -> Finding | None:
     """About a guest without a QEMU, or one that can't be started again."""
     runs = process.running(guest) is not None
     id = f"guest.{guest.name}"
@@ -138,16 +138,22 @@ def _unused(guest: Guest) -> Finding | None:
             return blocker("guest", f"{text}: the next kernel could not start it", hint, id)
         return note("guest", text, hint, id=id)
     if not runs and saved is not None:
-        return note("guest", f"{guest.name} waits to be resumed", "pkernfs resume", id=id)
+        text = f"{guest.name} waits to be resumed, saved by update {saved.update}"
+        if saved.update != machine.update_marker:
+            text += "; this kernel is not the one that it started"
+        return note("guest", text, "pkernfs resume", id=id)
+    if boots.cut_off(guest, machine):
+        hint = boots.HINT.format(name=guest.name)
+        return note("guest", boots.what_happened(guest), hint, id=id)
     return None
 
 
-def guests(places: Places) -> list[Finding]:
+def guests(machine: Machine, places: Places) -> list[Finding]:
     """Ask every guest whether it can be saved now, and whether all states find room."""
     found: list[Finding] = []
     running = []
     for guest in all_guests(places):
-        finding = _unused(guest)
+        finding = _unused(machine, guest)
         if finding is not None:
             found.append(finding)
         elif process.running(guest) is not None:
@@ -176,12 +182,13 @@ def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Findin
         *devices_doctor.examine(machine, kernel),
         *_store(machine, places),
         *_watchdog(machine, places),
+        *hardware_watchdog.examine(machine, kernel.release if kernel else machine.kernel),
         *units.examine(machine),
         *outsiders.examine(machine, places),
     ]
 
 
-def _updates(places: Places, *, ask: bool) -> list[Finding]:
+def _updates(machine: Machine, places: Places, *, ask: bool) -> list[Finding]:
     """What concerns updates that were, and guests: neither is to be seen while one goes on.
 
     The lock is not taken for it: nobody is refused because somebody asks.
@@ -190,7 +197,7 @@ def _updates(places: Places, *, ask: bool) -> list[Finding]:
     """
     try:
         check_free(places)
-        found = [*_leftovers(places), *(guests(places) if ask else [])]
+        found = [*_leftovers(places), *(guests(machine, places) if ask else [])]
         check_free(places)
     except PkernfsError as error:
         return [blocker("guests", error.what, error.hint, "update.running")]
@@ -200,7 +207,7 @@ def _updates(places: Places, *, ask: bool) -> list[Finding]:
 def examine(machine: Machine, places: Places, kernel: Kernel | None) -> list[Finding]:
     """Answer every question; nothing is changed."""
     ask = os.geteuid() == 0 and machine.filesystem_of(places.store) == FSTYPE
-    return [*host(machine, places, kernel), *_updates(places, ask=ask)]
+    return [*host(machine, places, kernel), *_updates(machine, places, ask=ask)]
 
 
 def check(findings: Iterable[Finding], override: frozenset[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import freeze, kernels, kexec
+from pkernfs.host import freeze, hardware_watchdog, kernels, kexec
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
 from pkernfs.update import devices, doctor, journal, outsiders, recover, watchdog
@@ -23,9 +24,13 @@ from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
 from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Record, Timeline
-from pkernfs.vmm import passthrough, rehearsal
+from pkernfs.vmm import fingerprint, passthrough, rehearsal
 from pkernfs.vmm.config import Places
 from pkernfs.vmm.monitor import Monitor, StillPreparedError, monitor, prepared
+
+#: The hardware's watchdog waits so much longer than the other one (seconds), which may yet go
+#: back to the kernel before, and that has to come up.
+_HANGS_S = 120.0
 
 #: Is shown what happens: the plan once, and every record.
 Watch = Callable[[Plan | Record], None]
@@ -45,6 +50,7 @@ class Request:
     :ivar watchdog: seconds until it goes back to this kernel if the guests are not back; 0:
         never; None: the default, where it can work.
     :ivar override: ids of doctor's findings that do not stop it.
+    :ivar fingerprint: which fingerprint is taken of saved guests.
     """
 
     image: Path | None = None
@@ -53,6 +59,7 @@ class Request:
     order: tuple[str, ...] = ()
     watchdog: float | None = None
     override: frozenset[str] = frozenset()
+    fingerprint: str = fingerprint.SAMPLED
 
 
 def check_host(
@@ -109,7 +116,11 @@ async def _plan(
     planning.check_space(places, guests)
     doctor.check(await rehearsal.examine(sessions, keep=keep), about_guests)
     watch = watchdog.ordered(machine, places, request.watchdog)
-    return planning.make(machine, kernel, guests, request.append, watch), sessions
+    plan = planning.make(machine, kernel, guests, request.append, watch)
+    timer = hardware_watchdog.find(machine, kernel.release)
+    driver = timer.driver if timer is not None and not timer.obstacle else ""
+    plan = dataclasses.replace(plan, fingerprint=request.fingerprint, hardware_watchdog=driver)
+    return plan, sessions
 
 
 class WayBack(NamedTuple):
@@ -124,7 +135,7 @@ class WayBack(NamedTuple):
 
 
 #: Leaves this kernel, once all guests are saved.
-Leave = Callable[[Machine, Timeline, WayBack], None]
+Leave = Callable[[Machine, Plan, Timeline, WayBack], None]
 
 
 @contextlib.contextmanager
@@ -182,7 +193,7 @@ def dry_run(
         return asyncio.run(check())
 
 
-def _jump(machine: Machine, timeline: Timeline, way_back: WayBack) -> None:
+def _jump(machine: Machine, plan: Plan, timeline: Timeline, way_back: WayBack) -> None:
     """Start the loaded kernel; from here on no signal ends this program.
 
     :raises PkernfsError: the kernel refuses. There is no other way to return.
@@ -195,7 +206,9 @@ def _jump(machine: Machine, timeline: Timeline, way_back: WayBack) -> None:
             timeline.mark("begin", "kernel")
             timeline.close()
             way_back.guard.jumping()
-            kexec.jump()
+            seconds = (plan.watchdog_s or watchdog.DEFAULT_S) + _HANGS_S
+            with hardware_watchdog.armed(machine, plan.hardware_watchdog, seconds):
+                kexec.jump()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
@@ -256,7 +269,7 @@ async def _leave(
         devices.check_again()
         present.check()
         timeline.mark("begin", "hand over")
-        leave(machine, timeline, way_back)
+        leave(machine, plan, timeline, way_back)
 
 
 def update(

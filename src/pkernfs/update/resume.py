@@ -20,12 +20,13 @@ from pkernfs.host.machine import Machine
 from pkernfs.host.stores import mount_stores
 from pkernfs.update import reported
 from pkernfs.update.early import Early, now_ns, process_began_ns
+from pkernfs.update.journal import path_of as journal_of
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import WENT_BACK, directory, last_update
 from pkernfs.update.timeline import Timeline
 from pkernfs.update.waiting import Resumed, Standing, sort_out, what_now
-from pkernfs.vmm import process
-from pkernfs.vmm.config import Guest, Places
+from pkernfs.vmm import boots, process
+from pkernfs.vmm.config import Guest, Places, all_guests, saved_guests, started_guests
 from pkernfs.vmm.launch import LOAD_S, START_S, Attempt, Launch, Launcher
 
 if TYPE_CHECKING:
@@ -44,14 +45,16 @@ class Outcome:
     :ivar guests: by name.
     :ivar store: what the checker, which shares no code with the module, says of the store
         after all guests run: "clean", or what it found.
-    :ivar warning: why there is no report; empty when there is one.
+    :ivar warning: why there is no report, or what else has to be known; mostly empty.
     :ivar interfaces: what became of the guests' network interfaces.
+    :ivar cut_off: guests whose kernel ended without saving them.
     """
 
     guests: list[Resumed]
     store: str
     warning: str = ""
     interfaces: tuple[Attached, ...] = ()
+    cut_off: tuple[str, ...] = ()
 
     @property
     def store_is_clean(self) -> bool:
@@ -224,6 +227,9 @@ def resume(
             unmounted = mount_stores(machine, places.store)
         for name in any_processor:
             _take_any_processor(Guest(name, places))
+        cut_off = tuple(guest.name for guest in all_guests(places) if boots.cut_off(guest, machine))
+        if early is None and _is_idle(machine, places):
+            return Outcome([], _mounted(unmounted), cut_off=cut_off)
         update = last_update(places, machine)
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
@@ -236,7 +242,7 @@ def resume(
             run.finish(to_the_end=False)
         under_way = {it.launch.name for it in early.launcher.attempts} if early else set()
         run.take(_left_behind(machine, places))
-        waiting = sort_out(places, timeline, under_way)
+        waiting = sort_out(machine, places, timeline, under_way)
         run.take(waiting.failed)
         run.start(waiting.launches)
         run.take(_pass_on(waiting.passing, timeline))
@@ -245,7 +251,18 @@ def resume(
         run.take(_let_go_on(waiting.standing, timeline))
         run.finish(to_the_end=True)
         results = [run.results[name] for name in sorted(run.results)]
-        return _finish(machine, places, results, update, timeline, unmounted)
+        outcome = _finish(machine, places, results, update, timeline, unmounted)
+        return dataclasses.replace(outcome, cut_off=cut_off)
+
+
+def _is_idle(machine: Machine, places: Places) -> bool:
+    """Is this an ordinary boot, and does nobody wait? Then no update's records are touched."""
+    return (
+        machine.update_marker is None
+        and not journal_of(places).exists()
+        and not any(saved_guests(places))
+        and not any(started_guests(places))
+    )
 
 
 def _take_any_processor(guest: Guest) -> None:
@@ -265,9 +282,7 @@ def _take_any_processor(guest: Guest) -> None:
 
 def _left_behind(machine: Machine, places: Places) -> list[Resumed]:
     """Undo an update of this very kernel that was killed, if there is one."""
-    from pkernfs.update.journal import path_of
-
-    if not path_of(places).exists():
+    if not journal_of(places).exists():
         return []
     from pkernfs.update import recover
 
@@ -335,6 +350,13 @@ def _let_go_on(standing: list[Standing], timeline: Timeline) -> list[Resumed]:
     return asyncio.run(run())
 
 
+def _mounted(unmounted: Mapping[Path, PkernfsError], found: str = "clean") -> str:
+    """What is to be said of the stores: those that can't be mounted first."""
+    return "; ".join(
+        [*(error.what for error in unmounted.values()), found] if unmounted else [found]
+    )
+
+
 def _finish(
     machine: Machine,
     places: Places,
@@ -347,18 +369,21 @@ def _finish(
     for result in results:
         timeline.mark("result", "failed" if result.error else "ok", result.name, text=result.error)
         if not result.error:
-            Guest(result.name, places).forget_saved()
+            guest = Guest(result.name, places)
+            guest.forget_saved()
+            # In a full store it stays what it was: then the guest would be called lost, not off.
+            with contextlib.suppress(OSError):
+                boots.runs_here(guest, machine)
     running = sum(not result.error for result in results)
     # Guests of a store that can't be mounted are not known, but some there may be.
     reported.write(places, reported.Reported(len(results) + len(unmounted), running))
-    from pkernfs.update import checked, devices, network
+    from pkernfs.update import checked, devices, network, watchdog
 
+    warning = watchdog.stop_hardware(machine, places, update)
     names = [result.name for result in results if not result.error]
     interfaces = tuple(network.put_back(machine, places, update, names, timeline) if update else ())
     devices.note(timeline)
-    store = checked.check_store()
-    if unmounted:
-        store = "; ".join([*(error.what for error in unmounted.values()), store])
+    store = _mounted(unmounted, checked.check_store())
     timeline.mark("store", "ok" if store == checked.CLEAN else "damaged", text=store)
     if update is not None and directory(places, update).is_dir():
         from pkernfs.update import report
@@ -366,5 +391,5 @@ def _finish(
         try:
             report.write(places, update)
         except (PkernfsError, OSError) as error:
-            return Outcome(results, store, f"there is no report: {error}", interfaces)
-    return Outcome(results, store, interfaces=interfaces)
+            warning = "; ".join(filter(None, [warning, f"there is no report: {error}"]))
+    return Outcome(results, store, warning, interfaces)
