@@ -229,7 +229,10 @@ def resume(
             _take_any_processor(Guest(name, places))
         cut_off = tuple(guest.name for guest in all_guests(places) if boots.cut_off(guest, machine))
         if early is None and _is_idle(machine, places):
-            return Outcome([], _mounted(unmounted), cut_off=cut_off)
+            from pkernfs.update.checked import CLEAN
+
+            # A further region may be new: pkernfs-stores.service makes its store after this.
+            return Outcome([], CLEAN, cut_off=cut_off)
         update = last_update(places, machine)
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
@@ -350,13 +353,6 @@ def _let_go_on(standing: list[Standing], timeline: Timeline) -> list[Resumed]:
     return asyncio.run(run())
 
 
-def _mounted(unmounted: Mapping[Path, PkernfsError], found: str = "clean") -> str:
-    """What is to be said of the stores: those that can't be mounted first."""
-    return "; ".join(
-        [*(error.what for error in unmounted.values()), found] if unmounted else [found]
-    )
-
-
 def _finish(
     machine: Machine,
     places: Places,
@@ -383,7 +379,9 @@ def _finish(
     names = [result.name for result in results if not result.error]
     interfaces = tuple(network.put_back(machine, places, update, names, timeline) if update else ())
     devices.note(timeline)
-    store = _mounted(unmounted, checked.check_store())
+    store = checked.check_store()
+    if unmounted:
+        store = "; ".join([*(error.what for error in unmounted.values()), store])
     timeline.mark("store", "ok" if store == checked.CLEAN else "damaged", text=store)
     if update is not None and directory(places, update).is_dir():
         from pkernfs.update import report

@@ -154,6 +154,16 @@ def test_an_ordinary_boot_with_nobody_waiting_touches_no_record(
     assert reported.read(host.places) is None
 
 
+def test_a_further_region_that_has_no_store_yet_is_not_talked_about(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets one after this, at the first boot with it."""
+    unmounted = {Path("/mnt/pkernfs-new"): PkernfsError("there is no store in the region")}
+    monkeypatch.setattr(resuming, "mount_stores", lambda *_: unmounted)
+    host.boot("6.12.1", "boot-two", _LINE)
+    assert resuming.resume(host.machine, host.places).good
+
+
 @pytest.fixture
 def saved(host: FakeHost, jumper: FakeKexec) -> Iterator[Guest]:
     """A guest that is saved, with memory of its own."""
