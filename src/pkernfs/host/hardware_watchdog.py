@@ -63,14 +63,26 @@ def find(machine: Machine, release: str) -> Timer | None:
     identity = machine.read(f"{_CLASS}/identity")
     if identity is None:
         return None
+    driver = _driver(machine)
+    return Timer(identity, driver, *_obstacle(machine, driver, release))
+
+
+def _driver(machine: Machine) -> str:
+    """The module of its driver; empty when that can't be told."""
     with contextlib.suppress(OSError):
         link = machine.root / _CLASS / "device/driver/module"
-        driver = link.resolve(strict=True).name
-        return Timer(identity, driver, *_obstacle(machine, driver, release))
-    return Timer(identity, "", "its driver is no module, or none that sysfs names")
+        return link.resolve(strict=True).name
+    # Not every driver says whose device it is. Who uses the core is one.
+    users = machine.root.glob("sys/module/watchdog/holders/*")
+    names = [path.name for path in users]
+    return names[0] if len(names) == 1 else ""
 
 
 def _obstacle(machine: Machine, driver: str, release: str) -> tuple[str, str]:
+    if not driver:
+        return "its driver is no module, or it can't be told which", ""
+    if driver == "softdog":
+        return "it is the kernel's own, and ends with it", ""
     if machine.read(f"{_CLASS}/state") != "inactive":
         return "somebody uses it", ""
     if machine.read(f"{_CLASS}/nowayout") != "0":

@@ -239,6 +239,8 @@ def resume(
             stack.callback(timeline.close)
         for kernel in machine.boot_line.values(WENT_BACK):
             timeline.mark("moment", "went back", text=kernel)
+        if machine.update_marker is None and not journal_of(places).exists():
+            timeline.mark("moment", "reset")
         run = _Resume(places, timeline)
         if early is not None:
             run.add(early.launcher)

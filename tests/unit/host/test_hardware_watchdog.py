@@ -69,7 +69,7 @@ def test_one_that_can_be_armed(machine: Machine) -> None:
         ("sys/module/watchdog/parameters/stop_on_reboot", "-1", "would be stopped at the jump"),
         ("sys/module/watchdog/parameters/stop_on_reboot", None, "would be stopped at the jump"),
         ("lib/modules/7.3/kernel/i6300esb.ko", None, "7.3 has no i6300esb"),
-        (f"{_CLASS}/device/driver/module", None, "its driver is no module"),
+        (f"{_CLASS}/device/driver/module", None, "can't be told which"),
     ],
 )
 def test_one_that_is_left_alone(machine: Machine, path: str, text: str | None, says: str) -> None:
@@ -81,6 +81,24 @@ def test_one_that_is_left_alone(machine: Machine, path: str, text: str | None, s
     assert (finding.status, finding.id) == (Status.NOTE, "watchdog.hardware")
     assert says in finding.text
     assert ("watchdog.stop_on_reboot=0" in finding.hint) == ("at the jump" in says)
+
+
+def test_a_driver_that_does_not_name_its_device_is_found_by_whom_it_uses(machine: Machine) -> None:
+    (machine.root / _CLASS / "device/driver/module").unlink()
+    users = machine.root / "sys/module/watchdog/holders"
+    (users / "i6300esb").mkdir(parents=True)
+    timer = hardware_watchdog.find(machine, "7.3")
+    assert timer == hardware_watchdog.Timer("i6300ESB timer", "i6300esb")
+    (users / "iTCO_wdt").mkdir()
+    (finding,) = hardware_watchdog.examine(machine, "7.3")
+    assert "can't be told which" in finding.text
+
+
+def test_one_in_software_is_none(machine: Machine) -> None:
+    (machine.root / _CLASS / "device/driver/module").unlink()
+    (machine.root / "sys/module/watchdog/holders/softdog").mkdir(parents=True)
+    (finding,) = hardware_watchdog.examine(machine, "7.3")
+    assert "ends with it" in finding.text
 
 
 def test_a_machine_without_one_is_not_talked_about(tmp_path: Path) -> None:

@@ -99,7 +99,10 @@ def test_an_ordinary_boot_resumes_what_an_unfinished_update_saved(
     assert resuming.resume(host.machine, host.places).guests == [Resumed("a")]
     assert host.states() == {"a": "running"}
     as_before(Guest("a", host.places))
-    assert report.build(host.places, update or "")["vms"][0]["survived"]
+    value = report.build(host.places, update or "")
+    assert value["vms"][0]["survived"]
+    assert value["outcome"] == "went back"
+    assert value["text"] == "the host was reset before its guests ran: 6.12.1 resumed them"
 
 
 @answers(
