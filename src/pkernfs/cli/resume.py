@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,8 @@ from pkernfs.cli import say_waits
 from pkernfs.errors import PARTLY, PkernfsError
 from pkernfs.host.machine import DEFAULT_STORE, Machine
 from pkernfs.update import resume as resuming
-from pkernfs.vmm.config import Places
+from pkernfs.vmm import boots
+from pkernfs.vmm.config import Guest, Places
 
 if TYPE_CHECKING:
     from pkernfs.update.display.events import Teller
@@ -53,6 +55,7 @@ def resume(
     as_json: bool = False,
     as_events: bool = False,
     early: Early | None = None,
+    any_processor: Sequence[str] = (),
 ) -> int:
     """Bring the guests back and say what became of each.
 
@@ -60,6 +63,7 @@ def resume(
     :param as_json: print one JSON document at the end, and nothing else.
     :param as_events: print events instead, a JSON document on each line.
     :param early: what was done before this module was imported.
+    :param any_processor: see :func:`pkernfs.update.resume.resume`.
     :returns: exit status: 0, 1 when no guest could be brought back, else 3 when one could not or
         the store is damaged.
     :raises PkernfsError: the store can't be mounted.
@@ -70,7 +74,7 @@ def resume(
         display = _Display(stack, as_events)
         started = (lambda _: None) if as_json else display.start
         try:
-            outcome = resuming.resume(machine, places, started, early, say_waits)
+            outcome = resuming.resume(machine, places, started, early, say_waits, any_processor)
         except PkernfsError as error:
             display.error(error)
             raise
@@ -82,6 +86,9 @@ def resume(
         if guest.error:
             print(f"pkernfs: {guest.error}", file=sys.stderr)
             print(f"hint: {guest.hint}", file=sys.stderr)
+    for name in outcome.cut_off:
+        print(f"pkernfs: {boots.what_happened(Guest(name, places))}", file=sys.stderr)
+        print(f"hint: {boots.HINT.format(name=name)}", file=sys.stderr)
     for interface in outcome.interfaces:
         if interface.state != "back":
             print(f"pkernfs: {interface}", file=sys.stderr)
@@ -121,6 +128,7 @@ def _print_json(outcome: resuming.Outcome) -> None:
         "vms": [dataclasses.asdict(guest) for guest in outcome.guests],
         "interfaces": [dataclasses.asdict(interface) for interface in outcome.interfaces],
         "store": outcome.store,
+        "cut_off": list(outcome.cut_off),
     }
     print(json.dumps(value, indent=1))
 

@@ -71,6 +71,14 @@ def update(
             " start; 0: never; default: 300.",
         ),
     ] = None,
+    fingerprint: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="What of a saved guest's memory can be checked after a reset: sampled, whole"
+            " (takes time while guests are paused), or none.",
+        ),
+    ] = "sampled",
     override: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Go on in spite of this finding of doctor's; repeatable."),
@@ -113,9 +121,18 @@ def update(
     from pkernfs.host import kernels
     from pkernfs.update import display, handover, orderly
     from pkernfs.update.lock import check_free
+    from pkernfs.vmm.fingerprint import check_kind
 
     names = tuple(name for name in order.split(",") if name)
-    request = handover.Request(kernel, initrd, append, names, watchdog, frozenset(override or ()))
+    request = handover.Request(
+        kernel,
+        initrd,
+        append,
+        names,
+        watchdog,
+        frozenset(override or ()),
+        check_kind(fingerprint),
+    )
     machine = Machine()
     places = Places.on(machine, store)
     if recover:
@@ -234,6 +251,16 @@ def resume(
     events: Annotated[
         bool, typer.Option("--events", help="Print what happens as JSON, one event a line.")
     ] = False,
+    any_processor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--any-processor",
+            metavar="NAME",
+            help="Let this guest run though its processor lacks something here that it had;"
+            " may be repeated.",
+            autocompletion=complete.guests,
+        ),
+    ] = None,
     store: _Store = DEFAULT_STORE,
 ) -> None:
     """In the next kernel: mount the store and bring the guests back.
@@ -245,7 +272,9 @@ def resume(
 
     if as_json and events:
         raise UsageError("--json and --events both", "the outcome at the end, or events: one of")
-    raise typer.Exit(plain.resume(store, as_json=as_json, as_events=events))
+    raise typer.Exit(
+        plain.resume(store, as_json=as_json, as_events=events, any_processor=any_processor or ())
+    )
 
 
 def report(

@@ -67,6 +67,10 @@ def start(
     priority: Annotated[
         int | None, typer.Option(metavar="N", help=f"{_PRIORITY} 0 by default.")
     ] = None,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Give up what an update saved of it: it boots from its disks."),
+    ] = False,
     store: _Store = DEFAULT_STORE,
     in_unit: _InUnit = False,
 ) -> None:
@@ -90,6 +94,7 @@ def start(
             definitions.restore(places, name)
         else:
             definitions.require_home(places, name)
+        _say_cut_off(places, name)
         home = None
         if node is not None or region is not None:
             from pkernfs.vmm.placement import choose_store
@@ -105,6 +110,7 @@ def start(
             node=node,
             priority=priority,
             devices=device or [],
+            anew=anew,
         )
     systemd.enter_units([name], Machine())
     guest = Guest(name, places)
@@ -127,7 +133,20 @@ def _enter(places: Places, name: str) -> None:
         return
     with changing_guests(places, f"vm start {name}", say_waits, patient=True):
         definitions.restore(places, name)
+        _say_cut_off(places, name)
         guests.enter(places, name)
+
+
+def _say_cut_off(places: Places, name: str) -> None:
+    """Say that a guest does not go on from where it was, if that could be thought."""
+    from pkernfs.cli import say_waits
+    from pkernfs.host.machine import Machine
+    from pkernfs.vmm import boots
+    from pkernfs.vmm.config import Guest
+
+    guest = Guest(name, places)
+    if guest.exists() and boots.cut_off(guest, Machine()):
+        say_waits(f"{boots.what_happened(guest)}: it boots from its disks")
 
 
 def _leave(places: Places, name: str) -> None:
@@ -174,6 +193,7 @@ def list_(
 #: What to know, or to do, about a guest in some state of its.
 _REMARKS = {
     "saved": "waits for pkernfs resume",
+    "lost": "its kernel ended under it: vm start boots it from its disks",
     "unreachable": "its QEMU does not answer",
     "postmigrate": "stopped by an update: pkernfs update --recover if that is not under way",
     "inmigrate": "is being resumed",

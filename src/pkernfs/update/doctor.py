@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.host import devices_doctor
+from pkernfs.host import devices_doctor, hardware_watchdog
 from pkernfs.host import doctor as host_doctor
 from pkernfs.host.doctor import Finding, Status, blocker, hint_of, note, ok
 from pkernfs.host.kernels import Kernel
@@ -19,8 +19,8 @@ from pkernfs.update import journal, outsiders, units, watchdog
 from pkernfs.update import plan as planning
 from pkernfs.update.lock import check_free
 from pkernfs.update.plan import PlannedGuest
+from pkernfs.vmm import boots, living, nested, process, rehearsal
 from pkernfs.vmm import doctor as vmm_doctor
-from pkernfs.vmm import living, nested, process, rehearsal
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.monitor import monitor, settings_left, why_not_saved
 
@@ -129,7 +129,7 @@ def _left_on(guest: Guest, left: list[str]) -> Finding:
     )
 
 
-def _unused(guest: Guest) -> Finding | None:
+def _unused(machine: Machine, guest: Guest) -> Finding | None:
     """About a guest without a QEMU, or one that can't be started again."""
     runs = process.running(guest) is not None
     id = f"guest.{guest.name}"
@@ -143,7 +143,13 @@ def _unused(guest: Guest) -> Finding | None:
             return blocker("guest", f"{text}: the next kernel could not start it", hint, id)
         return note("guest", text, hint, id=id)
     if not runs and saved is not None:
-        return note("guest", f"{guest.name} waits to be resumed", "pkernfs resume", id=id)
+        text = f"{guest.name} waits to be resumed, saved by update {saved.update}"
+        if saved.update != machine.update_marker:
+            text += "; this kernel is not the one that it started"
+        return note("guest", text, "pkernfs resume", id=id)
+    if boots.cut_off(guest, machine):
+        hint = boots.HINT.format(name=guest.name)
+        return note("guest", boots.what_happened(guest), hint, id=id)
     return None
 
 
@@ -152,7 +158,7 @@ def guests(machine: Machine, places: Places, kernel: Kernel | None) -> list[Find
     found: list[Finding] = []
     running = []
     for guest in all_guests(places):
-        finding = _unused(guest)
+        finding = _unused(machine, guest)
         if finding is not None:
             found.append(finding)
         elif process.running(guest) is not None:
@@ -181,6 +187,7 @@ def host(machine: Machine, places: Places, kernel: Kernel | None) -> list[Findin
         *devices_doctor.examine(machine, kernel),
         *_store(machine, places),
         *_watchdog(machine, places),
+        *hardware_watchdog.examine(machine, kernel.release if kernel else machine.kernel),
         *units.examine(machine),
         *outsiders.examine(machine, places),
     ]

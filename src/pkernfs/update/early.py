@@ -72,7 +72,7 @@ def _is_saved(launch: Launch, update: str) -> bool | None:
     try:
         with open(f"{launch.files}/saved.json", encoding="utf-8") as file:
             text = file.read()
-        same = f'"update": "{update}"' in text
+        same = f'"update": "{update}"' in text and text.endswith("}\n")
         same &= os.stat(launch.ram).st_size == launch.ram_bytes
         same &= os.stat(f"{launch.files}/state").st_size == _number(text, "state_bytes")
         same &= not _has_process(launch.runtime)

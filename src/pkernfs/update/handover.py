@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host import freeze, kernels, kexec
+from pkernfs.host import freeze, hardware_watchdog, kernels, kexec
 from pkernfs.host.bootline import BootLine
 from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine, require_store
@@ -24,9 +25,13 @@ from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import Plan
 from pkernfs.update.quiesce import NotAllRunError, cancelled_by_signals, quiesced
 from pkernfs.update.timeline import Record, Timeline
-from pkernfs.vmm import nested, passthrough, rehearsal
+from pkernfs.vmm import fingerprint, nested, passthrough, rehearsal
 from pkernfs.vmm.config import Places
 from pkernfs.vmm.monitor import Monitor, StillPreparedError, monitor, prepared
+
+#: The hardware's watchdog waits so much longer than the other one (seconds), which may yet go
+#: back to the kernel before, and that has to come up.
+_HANGS_S = 120.0
 
 #: Is shown what happens: the plan once, and every record.
 Watch = Callable[[Plan | Record], None]
@@ -46,6 +51,7 @@ class Request:
     :ivar watchdog: seconds until it goes back to this kernel if the guests are not back; 0:
         never; None: the default, where it can work.
     :ivar override: ids of doctor's findings that do not stop it.
+    :ivar fingerprint: which fingerprint is taken of saved guests.
     """
 
     image: Path | None = None
@@ -54,6 +60,7 @@ class Request:
     order: tuple[str, ...] = ()
     watchdog: float | None = None
     override: frozenset[str] = frozenset()
+    fingerprint: str = fingerprint.SAMPLED
 
 
 def check_host(
@@ -110,6 +117,9 @@ async def _plan(
     planning.check_space(places, guests)
     watch = watchdog.ordered(machine, places, request.watchdog)
     plan = planning.make(machine, kernel, guests, request.append, watch)
+    timer = hardware_watchdog.find(machine, kernel.release)
+    driver = timer.driver if timer is not None and not timer.obstacle else ""
+    plan = dataclasses.replace(plan, fingerprint=request.fingerprint, hardware_watchdog=driver)
     line = BootLine.parse(plan.boot_line)
     found = await nested.examine(sessions, machine, kernel, line)
     doctor.check([*found, *await rehearsal.examine(sessions, keep=keep)], about_guests)
@@ -128,7 +138,7 @@ class WayBack(NamedTuple):
 
 
 #: Leaves this kernel, once all guests are saved.
-Leave = Callable[[Machine, Timeline, WayBack], None]
+Leave = Callable[[Machine, Plan, Timeline, WayBack], None]
 
 
 @contextlib.contextmanager
@@ -186,7 +196,7 @@ def dry_run(
         return asyncio.run(check())
 
 
-def _jump(machine: Machine, timeline: Timeline, way_back: WayBack) -> None:
+def _jump(machine: Machine, plan: Plan, timeline: Timeline, way_back: WayBack) -> None:
     """Start the loaded kernel; from here on no signal ends this program.
 
     :raises PkernfsError: the kernel refuses. There is no other way to return.
@@ -199,7 +209,9 @@ def _jump(machine: Machine, timeline: Timeline, way_back: WayBack) -> None:
             timeline.mark("begin", "kernel")
             timeline.close()
             way_back.guard.jumping()
-            kexec.jump()
+            seconds = (plan.watchdog_s or watchdog.DEFAULT_S) + _HANGS_S
+            with hardware_watchdog.armed(machine, plan.hardware_watchdog, seconds):
+                kexec.jump()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
@@ -260,7 +272,7 @@ async def _leave(
         devices.check_again()
         present.check()
         timeline.mark("begin", "hand over")
-        leave(machine, timeline, way_back)
+        leave(machine, plan, timeline, way_back)
 
 
 def update(

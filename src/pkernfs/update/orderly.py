@@ -67,6 +67,7 @@ def load_only(
         "order": request.order,
         "watchdog": request.watchdog,
         "override": sorted(request.override),
+        "fingerprint": request.fingerprint,
     }
     write_json(_staged_file(places), {"schema": _STAGED_SCHEMA, **value})
     return plan
@@ -101,6 +102,7 @@ def _staged(machine: Machine, places: Places) -> Request:
         order=tuple(value["order"]),
         watchdog=value["watchdog"],
         override=frozenset(value["override"]),
+        fingerprint=value["fingerprint"],
     )
 
 
@@ -129,7 +131,7 @@ def _end() -> NoReturn:
     os._exit(0)
 
 
-def _leave(_: Machine, timeline: Timeline, way_back: WayBack) -> NoReturn:
+def _leave(_: Machine, _plan: Plan, timeline: Timeline, way_back: WayBack) -> NoReturn:
     """Leave the guests saved and the kernel loaded: systemd makes the jump.
 
     Ends this process here and now, since every way back would let the guests run on. The

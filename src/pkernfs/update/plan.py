@@ -20,7 +20,7 @@ from pkernfs.host.kernels import Kernel
 from pkernfs.host.machine import Machine
 from pkernfs.host.ports import Port
 from pkernfs.host.ranges import Region, format_size, parse_regions
-from pkernfs.vmm import passthrough
+from pkernfs.vmm import fingerprint, passthrough
 from pkernfs.vmm.config import Guest, Places, all_guests
 from pkernfs.vmm.outlives import first_obstacle
 from pkernfs.vmm.process import maps_memory, running, stranger
@@ -78,6 +78,10 @@ class Plan:
     :ivar guests: in the order in which they are to run again.
     :ivar watchdog_s: when the next kernel goes back to this one if the guests are not back,
         seconds from its start; 0: never.
+    :ivar fingerprint: which fingerprint is taken of saved guests, see
+        :mod:`pkernfs.vmm.fingerprint`.
+    :ivar hardware_watchdog: driver of the machine's watchdog, which is armed for the jump;
+        empty: none is.
     """
 
     update: str
@@ -89,6 +93,8 @@ class Plan:
     boot_line: str
     guests: tuple[PlannedGuest, ...]
     watchdog_s: float = 0.0
+    fingerprint: str = fingerprint.SAMPLED
+    hardware_watchdog: str = ""
 
 
 def new_id() -> str:

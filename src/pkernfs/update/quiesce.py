@@ -15,7 +15,7 @@ from pkernfs.files import write_atomic
 from pkernfs.update.early import LAUNCH_FILE
 from pkernfs.update.plan import Plan, PlannedGuest, directory
 from pkernfs.update.timeline import Timeline
-from pkernfs.vmm import launch
+from pkernfs.vmm import fingerprint, launch
 from pkernfs.vmm.config import Guest, Saved
 from pkernfs.vmm.monitor import Monitor, go_on, save
 from pkernfs.vmm.protocol import launch_of
@@ -57,7 +57,7 @@ async def _run_on(session: Monitor, timeline: Timeline, *, ran: bool) -> None:
 
 
 async def _quiesce(
-    session: Monitor, planned: PlannedGuest, update: str, timeline: Timeline, paused: Paused
+    session: Monitor, planned: PlannedGuest, plan: Plan, timeline: Timeline, paused: Paused
 ) -> None:
     guest = session.guest
     timeline.mark("begin", "pause", guest.name)
@@ -76,7 +76,11 @@ async def _quiesce(
             f"guest {guest.name}: its saved state has {size >> 20} MiB, so its memory is in it"
         )
     timeline.mark("moment", "state bytes", guest.name, text=str(size))
-    guest.write_saved(Saved(update, stopped is not None, size))
+    with timeline.phase("fingerprint", guest.name):
+        taken = await asyncio.to_thread(
+            fingerprint.take, guest, guest.config(), plan.fingerprint, plan.update
+        )
+    guest.write_saved(Saved(plan.update, stopped is not None, size, taken))
 
 
 def by_priority(
@@ -94,14 +98,14 @@ def by_priority(
 
 
 async def _quiesce_all(
-    pairs: Sequence[tuple[Monitor, PlannedGuest]], update: str, timeline: Timeline, paused: Paused
+    pairs: Sequence[tuple[Monitor, PlannedGuest]], plan: Plan, timeline: Timeline, paused: Paused
 ) -> None:
     """Pause and save guests, one on each processor at a time: each saves as fast as it can."""
     free = asyncio.Semaphore(len(os.sched_getaffinity(0)))
 
     async def one(session: Monitor, guest: PlannedGuest) -> None:
         async with free:
-            await _quiesce(session, guest, update, timeline, paused)
+            await _quiesce(session, guest, plan, timeline, paused)
 
     tasks = [asyncio.ensure_future(one(*pair)) for pair in pairs]
     try:
@@ -152,7 +156,7 @@ async def quiesced(
     await asyncio.to_thread(os.sync)
     try:
         for group in by_priority(pairs):
-            await _quiesce_all(group, plan.update, timeline, paused)
+            await _quiesce_all(group, plan, timeline, paused)
         yield
     finally:
         results = await asyncio.gather(

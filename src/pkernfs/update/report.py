@@ -178,6 +178,9 @@ def _outcome(
 def _went_back(records: Sequence[Record]) -> str:
     """Why the kernel before runs again; empty when it does not."""
     moments = {record.subject: record for record in records if record.event == "moment"}
+    reset = moments.get("reset")
+    if reset is not None and reset.boot_id == records[-1].boot_id:
+        return f"the host was reset before its guests ran: {reset.kernel} resumed them"
     back = moments.get("went back")
     if back is None or back.boot_id != records[-1].boot_id:
         return ""

@@ -8,8 +8,9 @@ the guests before: what is not needed before QEMU starts is imported after that.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +20,13 @@ from pkernfs.host.machine import Machine
 from pkernfs.host.stores import mount_stores
 from pkernfs.update import reported
 from pkernfs.update.early import Early, now_ns, process_began_ns
+from pkernfs.update.journal import path_of as journal_of
 from pkernfs.update.lock import update_lock
 from pkernfs.update.plan import WENT_BACK, directory, last_update
 from pkernfs.update.timeline import Timeline
 from pkernfs.update.waiting import Resumed, Standing, sort_out, what_now
-from pkernfs.vmm import process
-from pkernfs.vmm.config import Guest, Places
+from pkernfs.vmm import boots, process
+from pkernfs.vmm.config import Guest, Places, all_guests, saved_guests, started_guests
 from pkernfs.vmm.launch import LOAD_S, START_S, Attempt, Launch, Launcher
 
 if TYPE_CHECKING:
@@ -43,14 +45,16 @@ class Outcome:
     :ivar guests: by name.
     :ivar store: what the checker, which shares no code with the module, says of the store
         after all guests run: "clean", or what it found.
-    :ivar warning: why there is no report; empty when there is one.
+    :ivar warning: why there is no report, or what else has to be known; mostly empty.
     :ivar interfaces: what became of the guests' network interfaces.
+    :ivar cut_off: guests whose kernel ended without saving them.
     """
 
     guests: list[Resumed]
     store: str
     warning: str = ""
     interfaces: tuple[Attached, ...] = ()
+    cut_off: tuple[str, ...] = ()
 
     @property
     def store_is_clean(self) -> bool:
@@ -201,6 +205,7 @@ def resume(
     started: Callable[[Timeline], None] = lambda _: None,
     early: Early | None = None,
     waits: Callable[[str], None] = lambda _: None,
+    any_processor: Sequence[str] = (),
 ) -> Outcome:
     """Bring back every guest that an update saved. Can be run again for those that failed.
 
@@ -208,8 +213,10 @@ def resume(
         does not bring guests back, such as telling about them.
     :param early: what has been done already.
     :param waits: is told, once, what is going on that is soon over: that is waited for.
+    :param any_processor: names of guests that shall run though their processor lacks something
+        in this kernel that it had.
     :raises PkernfsError: the store can't be mounted, or an update, a resume or a recovery is
-        going on.
+        going on; or there is no such guest.
     """
     timeline = Timeline(machine)
     held = early.lock if early else None
@@ -218,19 +225,29 @@ def resume(
         _mark_begin(machine, timeline, early, ago)
         with timeline.phase("mount") if early is None else contextlib.nullcontext():
             unmounted = mount_stores(machine, places.store)
+        for name in any_processor:
+            _take_any_processor(Guest(name, places))
+        cut_off = tuple(guest.name for guest in all_guests(places) if boots.cut_off(guest, machine))
+        if early is None and _is_idle(machine, places):
+            from pkernfs.update.checked import CLEAN
+
+            # A further region may be new: pkernfs-stores.service makes its store after this.
+            return Outcome([], CLEAN, cut_off=cut_off)
         update = last_update(places, machine)
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")
             stack.callback(timeline.close)
         for kernel in machine.boot_line.values(WENT_BACK):
             timeline.mark("moment", "went back", text=kernel)
+        if machine.update_marker is None and not journal_of(places).exists():
+            timeline.mark("moment", "reset")
         run = _Resume(places, timeline)
         if early is not None:
             run.add(early.launcher)
             run.finish(to_the_end=False)
         under_way = {it.launch.name for it in early.launcher.attempts} if early else set()
         run.take(_left_behind(machine, places))
-        waiting = sort_out(places, timeline, under_way)
+        waiting = sort_out(machine, places, timeline, under_way)
         run.take(waiting.failed)
         run.start(waiting.launches)
         run.take(_pass_on(waiting.passing, timeline))
@@ -239,14 +256,38 @@ def resume(
         run.take(_let_go_on(waiting.standing, timeline))
         run.finish(to_the_end=True)
         results = [run.results[name] for name in sorted(run.results)]
-        return _finish(machine, places, results, update, timeline, unmounted)
+        outcome = _finish(machine, places, results, update, timeline, unmounted)
+        return dataclasses.replace(outcome, cut_off=cut_off)
+
+
+def _is_idle(machine: Machine, places: Places) -> bool:
+    """Is this an ordinary boot, and does nobody wait? Then no update's records are touched."""
+    return (
+        machine.update_marker is None
+        and not journal_of(places).exists()
+        and not any(saved_guests(places))
+        and not any(started_guests(places))
+    )
+
+
+def _take_any_processor(guest: Guest) -> None:
+    """Let a guest's QEMU start with as much of its processor as this kernel has.
+
+    :raises PkernfsError: the guest does not wait.
+    """
+    from pkernfs.vmm.processor import not_enforced
+
+    config = guest.config()
+    if guest.saved() is None:
+        raise PkernfsError(
+            f"guest {guest.name} does not wait to be resumed", "pkernfs vm list shows which do"
+        )
+    guest.write_config(dataclasses.replace(config, processor=not_enforced(config.processor)))
 
 
 def _left_behind(machine: Machine, places: Places) -> list[Resumed]:
     """Undo an update of this very kernel that was killed, if there is one."""
-    from pkernfs.update.journal import path_of
-
-    if not path_of(places).exists():
+    if not journal_of(places).exists():
         return []
     from pkernfs.update import recover
 
@@ -326,12 +367,17 @@ def _finish(
     for result in results:
         timeline.mark("result", "failed" if result.error else "ok", result.name, text=result.error)
         if not result.error:
-            Guest(result.name, places).forget_saved()
+            guest = Guest(result.name, places)
+            guest.forget_saved()
+            # In a full store it stays what it was: then the guest would be called lost, not off.
+            with contextlib.suppress(OSError):
+                boots.runs_here(guest, machine)
     running = sum(not result.error for result in results)
     # Guests of a store that can't be mounted are not known, but some there may be.
     reported.write(places, reported.Reported(len(results) + len(unmounted), running))
-    from pkernfs.update import checked, devices, network
+    from pkernfs.update import checked, devices, network, watchdog
 
+    warning = watchdog.stop_hardware(machine, places, update)
     names = [result.name for result in results if not result.error]
     interfaces = tuple(network.put_back(machine, places, update, names, timeline) if update else ())
     devices.note(timeline)
@@ -345,5 +391,5 @@ def _finish(
         try:
             report.write(places, update)
         except (PkernfsError, OSError) as error:
-            return Outcome(results, store, f"there is no report: {error}", interfaces)
-    return Outcome(results, store, interfaces=interfaces)
+            warning = "; ".join(filter(None, [warning, f"there is no report: {error}"]))
+    return Outcome(results, store, warning, interfaces)

@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pkernfs.errors import PkernfsError
+from pkernfs.host.machine import Machine
 from pkernfs.update.timeline import Timeline
-from pkernfs.vmm import process
+from pkernfs.vmm import fingerprint, process
 from pkernfs.vmm.config import Guest, Places, Saved, saved_guests, started_guests
 from pkernfs.vmm.launch import Launch
 
@@ -36,8 +37,14 @@ class Standing:
     saved: Saved
 
 
-def check_files(guest: Guest) -> Saved:
+#: What to do about a guest whose memory did not outlive a reset.
+_CHANGED = "nothing can go on with that; pkernfs vm start {name} --anew boots it from its disks"
+
+
+def check_files(guest: Guest, machine: Machine) -> Saved:
     """Check that a guest's files are what was written at the update.
+
+    Their content too, if another kernel runs than the update's: then there was a reset.
 
     :raises PkernfsError: one is not.
     """
@@ -50,13 +57,27 @@ def check_files(guest: Guest) -> Saved:
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise PkernfsError(f"guest {guest.name}: {path} {what}")
+    unkept = saved.update != machine.update_marker and process.running(guest) is None
+    if unkept and fingerprint.differs(guest, config, saved.fingerprint, saved.update):
+        raise PkernfsError(
+            f"guest {guest.name}: its memory or state is not what update {saved.update} saved:"
+            " it did not outlive the reset",
+            _CHANGED.format(name=guest.name),
+        )
     return saved
 
 
 def what_now(guest: Guest) -> str:
     """What to do about a guest that was not brought back."""
+    from pkernfs.vmm.processor import lost
+
     if guest.started_file.exists() and process.running(guest) is None:
         return f"it can only be started from its disks: pkernfs vm start {guest.name}"
+    if lost(guest):
+        return (
+            f"{KEPT} in a kernel that has that; or to let it run without:"
+            f" pkernfs resume --any-processor {guest.name}"
+        )
     return KEPT
 
 
@@ -70,7 +91,7 @@ class Waiting:
     failed: list[Resumed]
 
 
-def sort_out(places: Places, timeline: Timeline, under_way: set[str]) -> Waiting:
+def sort_out(machine: Machine, places: Places, timeline: Timeline, under_way: set[str]) -> Waiting:
     """Check every guest that waits to be resumed, but for those that are under way."""
     done = Waiting([], [], [], [])
     waiting = [guest for guest in saved_guests(places) if guest.name not in under_way]
@@ -82,7 +103,7 @@ def sort_out(places: Places, timeline: Timeline, under_way: set[str]) -> Waiting
     with timeline.phase("verify"):
         for guest in waiting:
             try:
-                saved = check_files(guest)
+                saved = check_files(guest, machine)
                 if process.running(guest) is not None:
                     done.standing.append(Standing(guest, saved))
                 elif guest.config().devices:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkernfs.errors import PkernfsError, UsageError
-from pkernfs.host import freeze, kernels, kexec
+from pkernfs.host import freeze, hardware_watchdog, kernels, kexec
 from pkernfs.host.bootline import MARKER, BootLine, next_boot_line, word_name
 from pkernfs.host.devices import Control, next_kernel_line
 from pkernfs.host.kernels import Kernel
@@ -291,6 +291,28 @@ def _mark(machine: Machine, places: Places, order: Order, reason: str) -> None:
     timeline.open(path / "timeline.jsonl")
     timeline.mark("moment", "going back", text=reason)
     timeline.close()
+
+
+def stop_hardware(machine: Machine, places: Places, update: str | None) -> str:
+    """Stop the watchdog that was armed for the jump: this kernel has not hung.
+
+    :returns: why it could not be stopped; empty: it is, or there was none.
+    """
+    if update is None or update != machine.update_marker:
+        return ""
+    try:
+        driver = planning.read(places, update).hardware_watchdog
+    except PkernfsError:  # there will be no report either, which is said
+        return ""
+    if not driver:
+        return ""
+    try:
+        hardware_watchdog.stop(machine, driver)
+    except PkernfsError as error:
+        with contextlib.suppress(OSError):
+            machine.log(f"<2>pkernfs: {error.what}; {error.hint}\n".encode())
+        return f"{error.what}; {error.hint}"
+    return ""
 
 
 def get_ready() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from pkernfs.errors import PkernfsError
 from pkernfs.files import sync_directory
 from pkernfs.host.machine import Machine
-from pkernfs.vmm import adopt_arguments, adopt_process, command, process
+from pkernfs.vmm import adopt_arguments, adopt_process, boots, command, process
 from pkernfs.vmm.adopt_arguments import HOW_TO, Circumstances, NotAdoptable, Successor
 from pkernfs.vmm.adopt_process import Found, Mapping
 from pkernfs.vmm.config import Guest, GuestConfig, Places, check_name
@@ -64,7 +64,7 @@ def adopt(
     _check_new(guest, places, found.pid)
     with _linked(guest, socket):
         config, next_start = asyncio.run(_examine(guest, found, ram_id, memory, machine))
-        _take(guest, found, config, memory.path)
+        _take(guest, found, config, memory.path, machine)
     return Adopted(guest.name, found.pid, config.ram_bytes, tuple(next_start.notes))
 
 
@@ -276,7 +276,7 @@ def check_files(arguments: Sequence[str], directory: Path) -> None:
                 )
 
 
-def _take(guest: Guest, found: Found, config: GuestConfig, ram: Path) -> None:
+def _take(guest: Guest, found: Found, config: GuestConfig, ram: Path, machine: Machine) -> None:
     """Make the guest one of this host's.
 
     :raises PkernfsError: no room, or the guest has ended; nothing was changed then.
@@ -288,6 +288,7 @@ def _take(guest: Guest, found: Found, config: GuestConfig, ram: Path) -> None:
     ram.rename(guest.ram)
     try:
         guest.write_config(config)
+        boots.runs_here(guest, machine)
         sync_directory(guest.directory.parent)
         began = start_time(found.pid)
         if began is None:

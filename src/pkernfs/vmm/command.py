@@ -222,11 +222,15 @@ def start_arguments(
         before QEMU is ready, so nobody has to poll for it.
     :param devices_fd: one on which it waits for passed-through devices before all else.
     :param incoming: wait for a saved state instead of starting the firmware, and stand still
-        once it is loaded: what runs must not be loaded again, and that is noted before.
+        once it is loaded: what runs must not be loaded again, and that is noted before. The
+        processor is then the one that the state was saved of.
     """
+    arguments = config.arguments
+    if incoming and config.processor:
+        arguments = (*remove_options(arguments, "cpu"), "-cpu", config.processor)
     return [
         config.qemu,
-        *config.arguments,
+        *arguments,
         "-chardev",
         f"socket,id={_MONITOR}-socket,fd={monitor_fd},server=on,wait=off",
         *_monitor_option(config.qemu_version),

@@ -8,6 +8,7 @@
     STORE/vms/NAME/state         its devices, written by QEMU for an update
     STORE/vms/NAME/saved.json    "state" is complete: the guest waits to be resumed
     STORE/vms/NAME/started.json  the same file, once the guest was let run: "state" is out of date
+    STORE/vms/NAME/boot          id of the boot in which the guest runs, or ran last
     STORE/vms/NAME/cpr.*         what else is saved of one with passed-through devices
     RUN/NAME/                    socket, process and log of the running QEMU
 """
@@ -138,6 +139,8 @@ class GuestConfig:
     :ivar priority: guests of a higher one are paused later by an update, and run again earlier.
     :ivar ram_id: id of QEMU's object that is its memory; another one if it was adopted.
     :ivar devices: PCI names of the passed-through devices.
+    :ivar processor: value of -cpu for a start that goes on from a saved state; empty: as the
+        arguments say. Written by each update (:mod:`pkernfs.vmm.processor`).
     """
 
     name: str
@@ -151,6 +154,7 @@ class GuestConfig:
     priority: int = 0
     ram_id: str = RAM_ID
     devices: tuple[str, ...] = ()
+    processor: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,11 +164,13 @@ class Saved:
     :ivar update: id of the update that saved it.
     :ivar was_running: whether its processors ran when it was paused.
     :ivar state_bytes: size of the file ``state``.
+    :ivar fingerprint: of its files, see :mod:`pkernfs.vmm.fingerprint`; empty: none was taken.
     """
 
     update: str
     was_running: bool
     state_bytes: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,11 @@ class Guest:
     def started_file(self) -> Path:
         """What :attr:`saved_file` becomes; see :meth:`begins_to_run`."""
         return self.directory / "started.json"
+
+    @property
+    def boot_file(self) -> Path:
+        """See :mod:`pkernfs.vmm.boots`."""
+        return self.directory / "boot"
 
     @property
     def cpr_file(self) -> Path:

@@ -65,6 +65,7 @@ def differences(running: Contents, next_one: Contents, directory: str = "/") -> 
         *_versions(running, next_one),
         *_disks(running, next_one, directory),
         *_jobs(running),
+        *_processors(running, next_one),
         *plugged,
         *_sizes(running.blocks, next_one.blocks),
         # What was plugged has memory of its own: said once is enough.
@@ -231,6 +232,13 @@ def _names(
 def _plain(kind: str) -> str:
     """The type of an object; of memory it does not count what it is made of."""
     return "memory" if kind.startswith("memory-backend-") else kind
+
+
+def _processors(running: Contents, next_one: Contents) -> Iterator[Difference]:
+    ours, theirs = running.processor.features, next_one.processor.features
+    other = [name for name, has in sorted(theirs.items()) if has != ours.get(name, False)]
+    if other:
+        yield Difference(f"processor: {', '.join(other)} would be otherwise", _RESTART)
 
 
 def _counts(running: Contents, next_one: Contents) -> Iterator[Difference]:

@@ -19,7 +19,7 @@ from pkernfs.files import sync_directory
 from pkernfs.host import systemd
 from pkernfs.host.machine import Machine, require_store
 from pkernfs.host.ranges import format_size
-from pkernfs.vmm import command, launch, passthrough, process
+from pkernfs.vmm import boots, command, launch, passthrough, process
 from pkernfs.vmm.config import Guest, GuestConfig, Places, all_guests, check_name
 
 #: Guest memory is given to the guest in units of what the store hands out.
@@ -43,8 +43,8 @@ class GuestStatus:
     """One line of ``pkernfs vm list``.
 
     :ivar state: "running", "paused", QEMU's own word for another state, "saved" (waits to
-        be resumed after an update), "off", "unreachable", or "broken" (its files can't be
-        read).
+        be resumed after an update), "lost" (its kernel ended under it: :mod:`pkernfs.vmm.boots`),
+        "off", "unreachable", or "broken" (its files can't be read).
     :ivar store: mount point of the store that it lies in.
     :ivar node: NUMA node whose processors run it; None: any.
     :ivar error: what is wrong with a guest that is broken.
@@ -173,18 +173,19 @@ def _new_directory(guest: Guest) -> Iterator[None]:
         raise
 
 
-def check_startable(guest: Guest) -> None:
+def check_startable(guest: Guest, *, anew: bool = False) -> None:
     """Refuse to start a guest that runs, or that waits to be resumed.
 
+    :param anew: what was saved of it is given up.
     :raises PkernfsError: see above.
     """
     if process.running(guest) is not None:
         raise PkernfsError(f"guest {guest.name} runs already", "pkernfs vm list shows it")
-    if guest.exists() and guest.saved() is not None:
+    if guest.exists() and not anew and guest.saved() is not None:
         raise PkernfsError(
             f"guest {guest.name} was saved by an update and waits to be resumed",
-            "pkernfs resume continues it; to give it up: "
-            f"pkernfs vm stop {guest.name} --force --delete",
+            "pkernfs resume continues it; to give up what was saved, and boot it from its disks: "
+            f"pkernfs vm start {guest.name} --anew",
         )
 
 
@@ -200,6 +201,7 @@ def start(
     node: int | None = None,
     priority: int | None = None,
     devices: Sequence[str] = (),
+    anew: bool = False,
 ) -> process.Process:
     """Start a guest whose memory and configuration lie in the store.
 
@@ -209,6 +211,7 @@ def start(
     :param node: NUMA node whose processors shall run it; None: any, or as it was.
     :param priority: see :class:`GuestConfig`; None: 0, or as it was.
     :param devices: PCI names of devices to pass through to a new guest.
+    :param anew: start it from its disks also if an update saved it.
     :raises PkernfsError: it can't be started; nothing is left behind.
     """
     guest = Guest(check_name(name), places)
@@ -217,7 +220,7 @@ def start(
     machine = machine or Machine()
     # On a bare mount point it would be another guest of the same name, on other memory.
     require_store(guest.store, machine)
-    check_startable(guest)
+    check_startable(guest, anew=anew)
     if ram_bytes is None:
         if arguments or devices or not guest.exists():
             raise PkernfsError(f"guest {name} needs a size", f"pkernfs vm start {name} --ram 1G")
@@ -235,6 +238,7 @@ def start(
         guest.forget_saved()
         # Before QEMU runs: a guest that runs and that no update knows of would be lost.
         guest.write_config(config)
+        boots.runs_here(guest, machine)
         sync_directory(guest.directory.parent)
         child = process.spawn(guest, config, incoming=False)
         asyncio.run(_until_up(guest, child))
@@ -321,7 +325,7 @@ async def _until_up(guest: Guest, child: process.Process) -> None:
         raise
 
 
-async def status_of(guest: Guest) -> GuestStatus:
+async def status_of(guest: Guest, machine: Machine) -> GuestStatus:
     """What a guest is doing."""
     from pkernfs.vmm.monitor import monitor
 
@@ -334,7 +338,8 @@ async def status_of(guest: Guest) -> GuestStatus:
         store = str(guest.store)
         return GuestStatus(guest.name, "broken", size, pid, store, error=error.what)
     if child is None:
-        state = "saved" if saved is not None else "off"
+        off = "lost" if boots.cut_off(guest, machine) else "off"
+        state = "saved" if saved is not None else off
     else:
         try:
             async with monitor(guest, 5) as session:
@@ -344,11 +349,12 @@ async def status_of(guest: Guest) -> GuestStatus:
     return GuestStatus(guest.name, state, config.ram_bytes, pid, str(guest.store), config.node)
 
 
-def list_guests(places: Places) -> list[GuestStatus]:
+def list_guests(places: Places, machine: Machine | None = None) -> list[GuestStatus]:
     """What each guest is doing, by name."""
+    here = machine or Machine()
 
     async def ask() -> list[GuestStatus]:
-        return list(await asyncio.gather(*(status_of(guest) for guest in all_guests(places))))
+        return list(await asyncio.gather(*(status_of(guest, here) for guest in all_guests(places))))
 
     return asyncio.run(ask())
 
@@ -389,6 +395,7 @@ def stop(places: Places, name: str, *, force: bool, delete: bool, timeout: float
         sync_directory(directory.parent)
     else:
         guest.ram.unlink(missing_ok=True)
+        guest.boot_file.unlink(missing_ok=True)
         guest.forget_saved()
     shutil.rmtree(guest.runtime, ignore_errors=True)
 

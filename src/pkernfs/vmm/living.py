@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pkernfs.errors import PkernfsError
+from pkernfs.vmm import processor
 from pkernfs.vmm.monitor import Monitor
+from pkernfs.vmm.processor import Processor
 
 #: Properties of a device that say where it is and what is behind it.
 _PROPERTIES = ("parent_bus", "addr", "port", "nr", "lun", "scsi-id", "mac", "serial", "wwn")
@@ -90,6 +92,7 @@ class Contents:
     :ivar devices: those that were given.
     :ivar objects: type by id.
     :ivar cpus: how many processors the guest has.
+    :ivar processor: what they are like.
     :ivar memory: size of plugged memory by id.
     :ivar blocks: its memory by name.
     :ivar files: image files that it has open, by the path that it knows them by.
@@ -101,6 +104,7 @@ class Contents:
     devices: tuple[Device, ...] = ()
     objects: Mapping[str, str] = field(default_factory=dict)
     cpus: int = 0
+    processor: Processor = field(default_factory=Processor)
     memory: Mapping[str, int] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
     files: tuple[str, ...] = ()
@@ -111,11 +115,13 @@ async def ask(session: Monitor) -> Contents:
 
     :raises PkernfsError: it does not answer.
     """
-    version = (await session.execute("query-version"))["qemu"]
+    said = (await session.execute("query-version"))["qemu"]
+    version = (said["major"], said["minor"], said["micro"])
+    cpus = await session.execute("query-cpus-fast")
     nodes = await session.execute("query-named-block-nodes", {"flat": True})
     blocks = await session.execute("x-query-ramblock")
     return Contents(
-        version=(version["major"], version["minor"], version["micro"]),
+        version=version,
         disks=read_disks(await session.execute("query-block")),
         jobs=tuple(
             (str(job["type"]), str(job["device"]))
@@ -127,11 +133,18 @@ async def ask(session: Monitor) -> Contents:
             for name, kind in await _children(session, "/objects")
             if not kind.startswith(_NOT_THE_GUESTS)
         },
-        cpus=len(await session.execute("query-cpus-fast")),
+        cpus=len(cpus),
+        processor=await _processor(session, version, cpus),
         memory=read_memory(await session.execute("query-memory-devices")),
         blocks=read_blocks(blocks["human-readable-text"]),
         files=tuple(sorted({str(node["file"]) for node in nodes if node["drv"] in _IMAGE_FILES})),
     )
+
+
+async def _processor(
+    session: Monitor, version: tuple[int, ...], cpus: Sequence[Mapping[str, Any]]
+) -> Processor:
+    return await processor.ask(session, version, cpus[0]["qom-path"]) if cpus else Processor()
 
 
 def read_disks(answer: Sequence[Mapping[str, Any]]) -> dict[str, Disk]:

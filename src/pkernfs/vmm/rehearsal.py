@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pkernfs.errors import PkernfsError
 from pkernfs.host.doctor import Finding, blocker, note
-from pkernfs.vmm import definitions, launch, living, process
+from pkernfs.vmm import definitions, launch, living, process, processor
 from pkernfs.vmm.command import start_arguments
 from pkernfs.vmm.config import Guest, GuestConfig, Places
 from pkernfs.vmm.differences import Difference, chain, differences, replaced
@@ -190,8 +190,16 @@ async def rehearse(guest: Guest, running: Contents) -> Rehearsal:
     """
     config = guest.config()
     other_files = _replaced(guest, config, running)
+    config = dataclasses.replace(
+        config, processor=processor.written_out(config.arguments, running.processor)
+    )
     try:
         written = await _tried(guest, config, running)
+        unknown = processor.more(running.processor, written.processor)
+        if unknown:  # by a QEMU that is newer than the one that runs
+            line = processor.written_out(config.arguments, running.processor, unknown)
+            config = dataclasses.replace(config, processor=line)
+            written = await _tried(guest, config, running)
         found = differences(running, written, config.directory)
         if found and not other_files:
             follows = await _following(guest, config, running, written)
@@ -200,6 +208,8 @@ async def rehearse(guest: Guest, running: Contents) -> Rehearsal:
     except _NotStartedError as error:
         hint = "mend that; or shut the guest down and start it with what it is to have"
         found = [Difference(f"its successor does not start: {error.what}", hint)]
+        # Who goes on in spite of that gets what was typed.
+        config = dataclasses.replace(config, processor="")
     return Rehearsal(config, (*other_files, *found))
 
 
@@ -261,15 +271,16 @@ async def finding(guest: Guest, running: Contents) -> Finding | None:
 async def examine(sessions: Iterable[Monitor], *, keep: bool) -> list[Finding]:
     """Rehearse the guests of an update.
 
-    :param keep: write down what the successors are started with.
+    :param keep: write down what the successors are started with, their processors among it.
     :raises PkernfsError: one can't be asked.
     """
     asked = [(session.guest, await living.ask(session)) for session in sessions]
     results = await asyncio.gather(*(rehearse(guest, contents) for guest, contents in asked))
     found = []
     for (guest, _), result in zip(asked, results, strict=True):
-        if keep and result.follows:
+        if keep and result.config != guest.config():
             guest.write_config(result.config)
+        if keep and result.follows:
             definitions.keep_up(guest)
         found.append(finding_of(guest, result))
     return [each for each in found if each is not None]

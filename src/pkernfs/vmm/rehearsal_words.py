@@ -36,7 +36,7 @@ _PLACE = ("bus", "addr", "multifunction", "port")
 _LEFT_OUT = frozenset(
     {
         *("D", "d", "trace", "dfilter", "pidfile", "gdb", "s", "daemonize", "vnc", "sdl", "gtk"),
-        *("mem-prealloc", "overcommit", "realtime", "nographic", "curses", "S", "incoming"),
+        *("mem-prealloc", "realtime", "nographic", "curses", "S", "incoming"),
     }
 )
 _LINES = frozenset({"serial", "parallel", "monitor", "debugcon", "qmp", "qmp-pretty"})
@@ -121,6 +121,7 @@ class _Writer:
             "audio": self._audio,
             "tpmdev": self._tpmdev,
             "set": self._set,
+            "overcommit": self._overcommit,
         }.get(option.name)
         return handler(option) if handler is not None else option
 
@@ -191,6 +192,11 @@ class _Writer:
 
     def _tpmdev(self, option: Option) -> Option | None:
         return None if option.properties().text("id") in self._tpms else option
+
+    def _overcommit(self, option: Option) -> Option | None:
+        """Without locking memory; the rest decides what the processor can have."""
+        kept = option.properties().without("mem-lock")
+        return option.having(kept) if kept.items else None
 
     def _set(self, option: Option) -> Option | None:
         """Properties of memory, which is made of something else here."""

@@ -13,6 +13,7 @@ from pkernfs.vmm import protocol
 from pkernfs.vmm.config import Guest
 from pkernfs.vmm.launch import Attempt
 from pkernfs.vmm.process import Process, kill, log_tail
+from pkernfs.vmm.processor import lost
 
 #: How long QEMU may take to answer (seconds).
 _ANSWER_S = 30.0
@@ -81,6 +82,9 @@ def _reason(attempt: Attempt, guest: Guest) -> str:
     if refused:
         return f"{attempt.error}: {refused[0]}"
     if not attempt.greeted:
+        missing = lost(guest)
+        if missing:
+            return f"its processor has {', '.join(missing)}, which this kernel does not offer"
         said = log_tail(guest)
         return attempt.error + (f": {said}" if said else "")
     answer = _ask(attempt, ("query-migrate", {}))

@@ -74,7 +74,7 @@ def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     assert all(0 < vm["blackout_s"] < 60 for vm in value["vms"])
     names = [phase["name"] for phase in value["phases"]]
     assert names == [
-        "check", "load", "pause", "save", "hand over", "kernel",
+        "check", "load", "pause", "save", "fingerprint", "hand over", "kernel",
         "interpreter", "mount", "verify", "start", "load state", "run",
     ]  # fmt: skip
     assert all(phase["start_s"] <= phase["end_s"] for phase in value["phases"])

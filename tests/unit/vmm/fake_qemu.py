@@ -102,6 +102,8 @@ class FakeQemu:
             return {"qemu": {"major": 11, "minor": 1, "micro": 3}, "package": ""}
         if command in _LISTS:
             return answers().get(command, [])
+        if command in ("query-cpu-model-expansion", "qom-list-get"):
+            return answers()[command]
         if command == "qom-list":
             return [{"name": "nic", "type": "child<fake-nic>"}]
         if command == "qom-get":

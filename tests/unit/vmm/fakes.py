@@ -98,7 +98,7 @@ class FakeHost:
 
     def states(self) -> dict[str, str]:
         """What every guest is doing."""
-        return {guest.name: guest.state for guest in guests.list_guests(self.places)}
+        return {guest.name: guest.state for guest in guests.list_guests(self.places, self.machine)}
 
     def kill_all(self) -> None:
         """End every QEMU of this host, the way a kexec does: none is left when it is done."""

@@ -260,6 +260,7 @@ def stranger(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Found]
     ram = host.places.store / "stranger.ram"
     started.ram.rename(ram)
     started.config_file.unlink()
+    started.boot_file.unlink()
     started.directory.rmdir()
     host_socket = host.places.run / "stranger.qmp"
     started.socket.rename(host_socket)

@@ -90,6 +90,7 @@ def _words(text: str) -> str:
         ),
         ("-audiodev pa,id=a,server=x", "-audiodev none,id=a"),
         ("-overcommit mem-lock=on -mem-prealloc", ""),
+        ("-overcommit mem-lock=on,cpu-pm=on", "-overcommit cpu-pm=on"),
         ("-drive file=/v/a,if=virtio,cache=none", "-drive file=/v/a,if=virtio,cache=none"),
         ("-set object.r.prealloc=on -set device.n.x=y", "-set device.n.x=y"),
     ],

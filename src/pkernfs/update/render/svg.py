@@ -35,6 +35,7 @@ CLASSES = {
     "load": "before",
     "pause": "pause",
     "save": "save",
+    "fingerprint": "save",
     "hand over": "over",
     "init": "after",
     "interpreter": "after",
