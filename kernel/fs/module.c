@@ -31,13 +31,13 @@ static int __init pkernfs_init(void)
 	if (err)
 		goto exit_sysfs;
 
-	err = pkernfs_reach_init();
+	err = pkernfs_type1_init();
 	if (err)
 		goto release_regions;
 
 	err = pkernfs_power_init();
 	if (err)
-		goto exit_reach;
+		goto exit_type1;
 
 	err = register_filesystem(&pkernfs_fs_type);
 	if (err)
@@ -47,7 +47,8 @@ static int __init pkernfs_init(void)
 
 exit_power:
 	pkernfs_power_exit();
-exit_reach:
+exit_type1:
+	pkernfs_type1_exit();
 	pkernfs_reach_exit();
 release_regions:
 	pkernfs_regions_release();
@@ -62,6 +63,7 @@ static void __exit pkernfs_exit(void)
 	/* Inodes are freed after a grace period. */
 	rcu_barrier();
 	pkernfs_power_exit();
+	pkernfs_type1_exit();
 	pkernfs_reach_exit();
 	pkernfs_regions_release();
 	pkernfs_sysfs_exit();

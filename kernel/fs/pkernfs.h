@@ -160,13 +160,19 @@ unsigned long pkernfs_file_area(struct file *file, unsigned long addr, unsigned 
 /* reach.c */
 struct pkernfs_mapper;
 
-int pkernfs_reach_init(void);
 void pkernfs_reach_exit(void);
+void pkernfs_reach_called(void *container, struct mm_struct *mm);
+void pkernfs_reach_released(const void *container);
+void pkernfs_reach_blind(const char *why);
 struct pkernfs_mapper *pkernfs_reach_mapper(struct pkernfs_region *region, struct mm_struct *mm);
 struct pkernfs_mapper *pkernfs_reach_fork(struct pkernfs_mapper *parent, struct mm_struct *mm);
 void pkernfs_reach_mark(struct pkernfs_mapper *mapper, u64 phys, u64 bytes);
 bool pkernfs_reached(const struct pkernfs_region *region, u32 block);
 bool pkernfs_reached_any(const struct pkernfs_region *region);
+
+/* type1.c */
+int pkernfs_type1_init(void);
+void pkernfs_type1_exit(void);
 
 /* power.c */
 int pkernfs_power_init(void);

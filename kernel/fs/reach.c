@@ -14,7 +14,7 @@
  *   - per process that maps files of a region (a mapper): a bit for each block that was
  *     put into its page tables. A fork shares the bits with its child, which gets a copy
  *     of the page tables without a fault;
- *   - which processes called which container (a link), by probes on type1's entry points.
+ *   - which processes called which container (a link), by probes on type1 (see type1.c).
  *     The link is there before type1 looks at anything, and goes when the container has
  *     taken all its tables down.
  *
@@ -30,10 +30,8 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/kprobes.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/notifier.h>
 #include <linux/refcount.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
@@ -41,8 +39,6 @@
 #include <linux/workqueue.h>
 
 #include "pkernfs.h"
-
-#define TYPE1	"vfio_iommu_type1"
 
 /* Blocks that were in somebody's page tables; shared by a process and its forks. */
 struct seen {
@@ -118,7 +114,8 @@ static void settle_all(void)
 		settle(mapper);
 }
 
-static void go_blind(const char *why)
+/* Something was missed, or will be. */
+void pkernfs_reach_blind(const char *why)
 {
 	bool before;
 
@@ -156,20 +153,17 @@ static bool is_linked(const void *container, const struct mm_struct *mm)
 	return found;
 }
 
-/* A process calls a container. No memory: nothing may be said of it from then on. */
-static int container_called(struct kprobe *probe, struct pt_regs *regs)
+/* A process is about to have a container do something. */
+void pkernfs_reach_called(void *container, struct mm_struct *mm)
 {
-	void *container = (void *)regs_get_kernel_argument(regs, 0);
-	struct mm_struct *mm = current->mm;
 	struct link *link;
 
-	/* What type1 can do is asked of no container at all. */
-	if (!container || !mm || is_linked(container, mm))
-		return 0;
+	if (is_linked(container, mm))
+		return;
 	link = kmalloc(sizeof(*link), GFP_ATOMIC | __GFP_NOWARN);
 	if (!link) {
-		go_blind("no memory to note who uses VFIO");
-		return 0;
+		pkernfs_reach_blind("no memory to note who uses VFIO");
+		return;
 	}
 	link->container = container;
 	link->mm = mm;
@@ -180,21 +174,11 @@ static int container_called(struct kprobe *probe, struct pt_regs *regs)
 	list_add(&link->list, find_link(container, mm) ? &dropped_links : &links);
 	settle_all();
 	raw_spin_unlock(&reach_lock);
-	return 0;
 }
-NOKPROBE_SYMBOL(container_called);
-
-static int release_begins(struct kretprobe_instance *instance, struct pt_regs *regs)
-{
-	*(void **)instance->data = (void *)regs_get_kernel_argument(regs, 0);
-	return 0;
-}
-NOKPROBE_SYMBOL(release_begins);
 
 /* Its domains are gone, and what hardware had cached of them. */
-static int container_released(struct kretprobe_instance *instance, struct pt_regs *regs)
+void pkernfs_reach_released(const void *container)
 {
-	const void *container = *(void **)instance->data;
 	struct link *link, *next;
 
 	raw_spin_lock(&reach_lock);
@@ -204,101 +188,6 @@ static int container_released(struct kretprobe_instance *instance, struct pt_reg
 	settle_all();
 	raw_spin_unlock(&reach_lock);
 	schedule_work(&drop_work);
-	return 0;
-}
-NOKPROBE_SYMBOL(container_released);
-
-/*
- * Probes, as long as type1 is loaded. A release that finds no free instance leaves its
- * links behind: memory waits longer than it has to.
- */
-#define MAX_RELEASES	64
-
-static const char * const entries[] = { TYPE1 "_ioctl", TYPE1 "_attach_group" };
-static struct kprobe calls[ARRAY_SIZE(entries)];
-static struct kretprobe release;
-static bool probing;
-static DEFINE_MUTEX(probes_lock);
-
-static void remove_probes(void)
-{
-	if (!probing)
-		return;
-	for (int i = 0; i < ARRAY_SIZE(entries); i++)
-		unregister_kprobe(&calls[i]);
-	unregister_kretprobe(&release);
-	probing = false;
-}
-
-/* -ENOENT: type1 is not loaded. All or none. */
-static int set_probes(void)
-{
-	int err, i;
-
-	if (probing)
-		return 0;
-	release = (struct kretprobe) {
-		.kp.symbol_name	= TYPE1 "_release",
-		.handler	= container_released,
-		.entry_handler	= release_begins,
-		.data_size	= sizeof(void *),
-		.maxactive	= MAX_RELEASES,
-	};
-	err = register_kretprobe(&release);
-	if (err)
-		return err;
-	for (i = 0; i < ARRAY_SIZE(entries) && !err; i++) {
-		calls[i] = (struct kprobe) {
-			.symbol_name	= entries[i],
-			.pre_handler	= container_called,
-		};
-		err = register_kprobe(&calls[i]);
-	}
-	if (!err) {
-		probing = true;
-		return 0;
-	}
-	for (i--; i > 0; i--)
-		unregister_kprobe(&calls[i - 1]);
-	unregister_kretprobe(&release);
-	/* The release is there: what is missing is no reason to think that type1 is. */
-	return -EOPNOTSUPP;
-}
-
-static int module_changes(struct notifier_block *block, unsigned long event, void *data)
-{
-	const struct module *module = data;
-	int err = 0;
-
-	if (strcmp(module->name, TYPE1))
-		return NOTIFY_OK;
-	mutex_lock(&probes_lock);
-	if (event == MODULE_STATE_COMING)
-		err = set_probes();
-	else if (event == MODULE_STATE_GOING)
-		remove_probes();
-	mutex_unlock(&probes_lock);
-	if (err)
-		go_blind("can't watch VFIO's type1");
-	return NOTIFY_OK;
-}
-
-static struct notifier_block module_notifier = { .notifier_call = module_changes };
-
-int pkernfs_reach_init(void)
-{
-	int err;
-
-	err = register_module_notifier(&module_notifier);
-	if (err)
-		return err;
-	mutex_lock(&probes_lock);
-	err = set_probes();
-	mutex_unlock(&probes_lock);
-	/* Without probes in this kernel there is nothing to wait for, should type1 come. */
-	if (err && err != -ENOENT)
-		go_blind("can't watch VFIO's type1");
-	return 0;
 }
 
 /*
@@ -333,12 +222,9 @@ static void sweep(bool all)
 		mapper_free(mapper);
 }
 
+/* Nothing is watched any more. */
 void pkernfs_reach_exit(void)
 {
-	unregister_module_notifier(&module_notifier);
-	mutex_lock(&probes_lock);
-	remove_probes();
-	mutex_unlock(&probes_lock);
 	/* No mapper is linked, or the module would be in use: whose links there are is nothing. */
 	raw_spin_lock(&reach_lock);
 	list_splice_init(&links, &dropped_links);
