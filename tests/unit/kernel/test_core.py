@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
 
 from tests.conftest import Tell
+from tests.fuzzing import IMAGES
 from tests.native import LIBRARY, SOURCES, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler")
-
-IMAGES = int(os.environ.get("PKERNFS_FUZZ_IMAGES", "120000"))
 
 
 def run(program: str, *arguments: object) -> str:

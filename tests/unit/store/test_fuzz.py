@@ -15,10 +15,10 @@ from pkernfs.store.check import CheckResult, check
 from pkernfs.store.export import dump_value
 from pkernfs.store.findings import Code, Verdict
 from tests.conftest import Tell
+from tests.fuzzing import IMAGES
 
 from .mutate import BASES, Mutator
 
-IMAGES = int(os.environ.get("PKERNFS_FUZZ_IMAGES", "120000"))
 SEED = int(os.environ.get("PKERNFS_FUZZ_SEED", "1"))
 
 

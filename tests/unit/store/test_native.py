@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import stat
 from uuid import UUID
@@ -20,14 +19,13 @@ from pkernfs.store.make import NewStore, make
 from pkernfs.store.tree import Tree
 from tests.answers import answers
 from tests.conftest import Tell
+from tests.fuzzing import IMAGES
 from tests.native import Line, Native, available
 
 from .mutate import BASES, Mutator
 from .writer import BASE, SLOT
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler")
-
-IMAGES = int(os.environ.get("PKERNFS_FUZZ_IMAGES", "120000"))
 
 
 class Range(Native):
