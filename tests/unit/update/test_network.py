@@ -68,5 +68,6 @@ def test_a_tap_waits_for_its_bridge_and_is_announced_once(
     assert dark is not None
     # Asked again, nothing is new, but for how two clocks are compared each time.
     state, again = back()
-    assert (state, again) == ("back", pytest.approx(dark, abs=1e-3))
+    assert state == "back"
+    assert again == pytest.approx(dark, abs=1e-3)
     assert told.count("announce-self") == 1
