@@ -111,6 +111,8 @@ def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> Non
         ("one", 32 << 20, True),
         ("two", 64 << 20, True),
     ]
+    assert {vm["accelerator"] for vm in report["vms"]} == {"tcg"}
+    assert host.run(["pkernfs", "report"]).check().stdout.count("runs, emulated") == 2
     phases = {phase["name"]: phase for phase in report["phases"]}
     assert list(phases)[:2] == ["check", "load"]
     assert all(phase["start_s"] <= phase["end_s"] for phase in report["phases"])
@@ -118,7 +120,7 @@ def _check_report(host: Machine, kernels: list[str], boot_ids: list[str]) -> Non
     assert phases["load"]["end_s"] <= phases["pause"]["start_s"]
     for vm in report["vms"]:
         own = {phase["name"]: phase for phase in vm["phases"]}
-        assert list(own) == ["pause", "save", "start", "load state", "run"]
+        assert list(own) == ["pause", "save", "fingerprint", "start", "load state", "run"]
         assert vm["stopped_s"] == pytest.approx(own["pause"]["end_s"], abs=0.01)
         assert vm["running_s"] == pytest.approx(own["run"]["end_s"], abs=0.01)
         # The memory is not in the state.

@@ -54,6 +54,7 @@ class PlannedGuest:
     :ivar state_limit: bytes that its saved state may take at most.
     :ivar priority: guests of a higher one are paused later, and run again earlier.
     :ivar ports: its interfaces on this host, which end with the kernel.
+    :ivar accelerator: "kvm" or "tcg".
     """
 
     name: str
@@ -62,6 +63,7 @@ class PlannedGuest:
     was_running: bool
     priority: int = 0
     ports: tuple[Port, ...] = ()
+    accelerator: str = ""
 
     @classmethod
     def of(cls, value: dict[str, Any]) -> PlannedGuest:
@@ -202,9 +204,15 @@ async def measure_guest(session: Monitor) -> PlannedGuest:
     if size != config.ram_bytes:
         raise PkernfsError(f"guest {guest.name}: {guest.ram} has {size} bytes")
     limit = await session.other_memory() + _STATE_MARGIN
-    was_running = await session.is_running()
-    ports = ports_of(guest)
-    return PlannedGuest(guest.name, config.ram_bytes, limit, was_running, config.priority, ports)
+    return PlannedGuest(
+        guest.name,
+        config.ram_bytes,
+        limit,
+        was_running=await session.is_running(),
+        priority=config.priority,
+        ports=ports_of(guest),
+        accelerator=await session.accelerator(),
+    )
 
 
 def in_order(guests: Sequence[PlannedGuest], first: Sequence[str]) -> tuple[PlannedGuest, ...]:

@@ -118,6 +118,7 @@ def _guest(
     return {
         "name": planned.name,
         "ram_bytes": planned.ram_bytes,
+        "accelerator": planned.accelerator,
         "state_bytes": int(size.text) if size else None,
         "survived": result is not None and result.subject == "ok",
         "blackout_s": _rounded(blackout),

@@ -152,6 +152,10 @@ class Monitor:
         """Do the guest's processors run?"""
         return await self.status() in _RUNNING
 
+    async def accelerator(self) -> str:
+        """By what the guest's processors run: "kvm" or "tcg", QEMU's own emulation."""
+        return "kvm" if (await self.execute("query-kvm"))["enabled"] else "tcg"
+
     async def other_memory(self) -> int:
         """Bytes of the guest's memory outside of the store: what a saved state holds of it."""
         try:

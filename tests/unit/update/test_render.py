@@ -151,6 +151,16 @@ def test_a_guest_that_does_not_run_is_dark_to_the_end() -> None:
     assert "2 guests, 1 of them running" in page.render(ReportView.of(report))
 
 
+def test_a_guest_without_kvm_is_said_to_be_emulated() -> None:
+    guests = [
+        _guest("a") | {"accelerator": "tcg"},
+        _guest("b") | {"accelerator": "kvm"},
+        _guest("c"),
+    ]
+    said = text.render(ReportView.of(_report(*guests)))
+    assert said.count("runs, emulated") == 1
+
+
 def test_a_guest_that_was_not_paused_just_runs() -> None:
     quiet = {**_guest("a"), "stopped_s": None, "running_s": None, "blackout_s": None, "phases": []}
     report = _report(quiet)

@@ -44,6 +44,11 @@ def test_guests_of_every_store_go_through_an_update(host: FakeHost, jumper: Fake
     assert list((second / "vms").iterdir()) == []
 
 
+def guests_accelerator(host: FakeHost) -> str:
+    arguments = Guest("a", host.places).config().arguments
+    return arguments[arguments.index("-accel") + 1]
+
+
 def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
     host.start("a")
     host.start("b")
@@ -71,6 +76,7 @@ def test_guests_go_through_an_update(host: FakeHost, jumper: FakeKexec) -> None:
         ("a", True, RAM),
         ("b", True, RAM),
     ]
+    assert {vm["accelerator"] for vm in value["vms"]} == {guests_accelerator(host)}
     assert all(0 < vm["blackout_s"] < 60 for vm in value["vms"])
     names = [phase["name"] for phase in value["phases"]]
     assert names == [

@@ -86,6 +86,8 @@ class FakeQemu:
     def answer(self, command: str) -> object:
         if command == "query-status":
             return {"status": self.status, "running": self.status == "running"}
+        if command == "query-kvm":
+            return {"present": True, "enabled": "tcg" not in sys.argv}
         if command == "query-migrate":
             blocked = {"blocked-reasons": ["a device"]} if behaviour() == "blocked" else {}
             status = self.migration

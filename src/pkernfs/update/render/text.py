@@ -16,7 +16,8 @@ def seconds(value: float | None) -> str:
 
 def fate(guest: GuestView) -> str:
     """What became of a guest."""
-    return "runs" if guest.survived else f"DOES NOT RUN: {guest.error}"
+    runs = "runs, emulated" if guest.emulated else "runs"
+    return runs if guest.survived else f"DOES NOT RUN: {guest.error}"
 
 
 def _guests(view: ReportView) -> Iterator[str]:

@@ -48,10 +48,12 @@ class GuestView:
     :ivar stopped_s: when it executed its last instruction; None: not known, or never.
     :ivar running_s: when it executed its next.
     :ivar error: why it does not run.
+    :ivar emulated: by QEMU, without KVM.
     """
 
     name: str
     ram_bytes: int
+    emulated: bool
     state_bytes: int | None
     survived: bool
     error: str
@@ -67,6 +69,7 @@ class GuestView:
         return cls(
             name=str(value["name"]),
             ram_bytes=int(value["ram_bytes"]),
+            emulated=value.get("accelerator") == "tcg",
             state_bytes=int(size) if size is not None else None,
             survived=bool(value["survived"]),
             error=str(value.get("error") or ""),
