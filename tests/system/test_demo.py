@@ -26,7 +26,7 @@ def _survived(host: Machine, evidence: dict[str, demo.Evidence]) -> None:
         assert vm["blackout_outside_s"] < vm["blackout_s"] + 4.0
 
 
-def test_two_busy_guests_survive_three_updates_in_a_row(new_host: HostFactory) -> None:
+def test_two_busy_guests_survive_an_update_and_the_one_back(new_host: HostFactory) -> None:
     host = new_host(kernel="6.12")
     configs = [
         GuestConfig(name="large", ram="256M", port=0),
@@ -35,7 +35,7 @@ def test_two_busy_guests_survive_three_updates_in_a_row(new_host: HostFactory) -
     witnesses = {config.name: guest.start(host, config) for config in configs}
     boots = {name: witness.wait_ready()["boot"] for name, witness in witnesses.items()}
     assert len(set(boots.values())) == 2
-    kernels = [host.stack.host.kernel(name) for name in ("7.3", "6.12", "7.3")]
+    kernels = [host.stack.host.kernel(name) for name in ("7.3", "6.12")]
     for kernel in kernels:
         witnesses["small"].ask("disk-busy on")
         evidence = demo.prove_update(host, witnesses, ["--kernel", f"/boot/vmlinuz-{kernel}"])
