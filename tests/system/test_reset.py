@@ -113,6 +113,8 @@ def test_an_ordinary_boot_after_a_reset_goes_on_with_what_is_whole(new_host: Hos
     assert again.status == 1
     assert "guest two: its memory or state is not what update" in again.stderr
     assert "pkernfs vm start two --anew" in again.stderr
+    # It counts from nothing again.
+    host.sh(f": >{two.disks}/two.log").check()
     host.run(["pkernfs", "vm", "start", "two", "--anew"]).check()
     two.counts_on()
 
