@@ -122,6 +122,10 @@ def require_store(store: Path, machine: Machine | None = None) -> None:
         )
 
 
+class NoStoreError(PkernfsError):
+    """A region that holds no store, as a new one does."""
+
+
 #: What the module means by an error (find_super() and check_super() in kernel/fs/load.c,
 #: pkernfs_get_tree() in kernel/fs/super.c).
 _REFUSED = {
@@ -151,6 +155,7 @@ def mount_store(
     :param region: name of the store's region; "none" is the first one.
     :param init: make a store first if the range was never used.
     :returns: True when this call mounted it.
+    :raises NoStoreError: there is none in that region.
     :raises PkernfsError: the module or the mount failed; carries the kernel's reason.
     """
     machine = machine or Machine()
@@ -164,7 +169,8 @@ def mount_store(
     if libc.mount(region.encode(), os.fsencode(store), FSTYPE.encode(), 0, data):
         code = ctypes.get_errno()
         reason, hint = _REFUSED.get(code, (os.strerror(code), "dmesg has the reason"))
-        raise PkernfsError(f"the store can't be mounted at {store}: {reason}", hint)
+        kind = NoStoreError if code == errno.EINVAL else PkernfsError
+        raise kind(f"the store can't be mounted at {store}: {reason}", hint)
     return True
 
 

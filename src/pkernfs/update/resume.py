@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pkernfs.errors import PkernfsError
-from pkernfs.host.machine import Machine
+from pkernfs.host.machine import Machine, NoStoreError
 from pkernfs.host.stores import mount_stores
 from pkernfs.update import reported
 from pkernfs.update.early import Early, now_ns, process_began_ns
@@ -231,8 +231,10 @@ def resume(
         if early is None and _is_idle(machine, places):
             from pkernfs.update.checked import CLEAN
 
-            # A further region may be new: pkernfs-stores.service makes its store after this.
-            return Outcome([], CLEAN, cut_off=cut_off)
+            # A further region may be new: pkernfs-stores.service makes its store after this. Of
+            # any other that can't be mounted nobody knows whether guests wait in it.
+            failed = [it.what for it in unmounted.values() if not isinstance(it, NoStoreError)]
+            return Outcome([], "; ".join(failed) or CLEAN, cut_off=cut_off)
         update = last_update(places, machine)
         if update is not None and directory(places, update).is_dir():
             timeline.open(directory(places, update) / "timeline.jsonl")

@@ -12,6 +12,7 @@ import pytest
 from pkernfs.errors import PkernfsError, UsageError
 from pkernfs.host import hardware_watchdog
 from pkernfs.host.doctor import Finding, default_kernel
+from pkernfs.host.machine import NoStoreError
 from pkernfs.update import doctor, report, reported
 from pkernfs.update import resume as resuming
 from pkernfs.update.waiting import Resumed
@@ -161,10 +162,22 @@ def test_a_further_region_that_has_no_store_yet_is_not_talked_about(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets one after this, at the first boot with it."""
-    unmounted = {Path("/mnt/pkernfs-new"): PkernfsError("there is no store in the region")}
+    unmounted = {Path("/mnt/pkernfs-new"): NoStoreError("there is no store in the region")}
     monkeypatch.setattr(resuming, "mount_stores", lambda *_: unmounted)
     host.boot("6.12.1", "boot-two", _LINE)
     assert resuming.resume(host.machine, host.places).good
+
+
+def test_a_further_store_that_can_not_be_mounted_is_talked_about(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guests may wait in it."""
+    unmounted = {Path("/mnt/pkernfs-two"): PkernfsError("it is damaged")}
+    monkeypatch.setattr(resuming, "mount_stores", lambda *_: unmounted)
+    host.boot("6.12.1", "boot-two", _LINE)
+    outcome = resuming.resume(host.machine, host.places)
+    assert not outcome.good
+    assert outcome.store == "it is damaged"
 
 
 @pytest.fixture
