@@ -21,9 +21,9 @@
 
 /*
  * The zero page, in a mapping that can't become writable, and a mapping of memory that
- * has struct pages. Before 6.15 an entry is marked as
- * belonging to a device and has no part in the page's counts. Since then it is an
- * ordinary mapping of a folio, which is one block large: there are no larger entries.
+ * has struct pages. Before 6.15 an entry is marked as belonging to a device and has no
+ * part in the page's counts. Since then it is an ordinary mapping of a folio, which is
+ * one block large: there are no larger entries.
  */
 #ifdef PKERNFS_HAS_INSERT_FOLIO
 #define PKERNFS_VM_PAGES	0
